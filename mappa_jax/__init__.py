@@ -1,0 +1,1 @@
+"""Fine-tuning teams of language-model agents, in JAX."""
