@@ -1,0 +1,317 @@
+"""One decoder-only transformer for every family, scanned over its layers.
+
+Axes: N rows, T tokens, D model width, A agents (adapters), R adapter rank,
+L layers, V vocabulary, S cache slots; K, G, H as in attention.py.
+
+The same module runs whole rows (training, prefill) and single tokens over a
+cache (decoding). A row may carry a low-rank adapter of its own (LoRA, arXiv
+2106.09685): adapters of all agents sit side by side and a row's agent selects.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mappa_jax.models import attention
+from mappa_jax.models.config import ModelConfig, Rope
+
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+}
+
+
+class Cache(NamedTuple):
+    """Keys and values of all layers: [L, N, K, S, H] each."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class Adapters(NamedTuple):
+    """Low-rank updates of all agents, and which agent's each row uses.
+
+    Attributes:
+      a: target name -> [L, A, in, R].
+      b: target name -> [L, A, R, out].
+      row_agent_N: [N] int32 index into A.
+      scale: alpha / rank.
+    """
+
+    a: Mapping[str, jax.Array]
+    b: Mapping[str, jax.Array]
+    row_agent_N: jax.Array
+    scale: float
+
+
+class Context(NamedTuple):
+    """What every layer shares. Rope tables are [N, T, H/2] pairs (cos, sin)."""
+
+    positions: jax.Array
+    segments: jax.Array | None
+    rope: tuple[jax.Array, jax.Array]
+    local_rope: tuple[jax.Array, jax.Array]
+    blocks: jax.Array | None
+    row_mask_NxA: jax.Array | None
+
+
+def init_cache(
+    cfg: ModelConfig, rows: int, slots: int, dtype: Any = jnp.float32
+) -> Cache:
+    """An empty cache for `rows` rows of `slots` tokens."""
+    shape = (cfg.n_layers, rows, cfg.n_kv_heads, slots, cfg.head_dim)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def rope_frequencies(rope: Rope, head_dim: int) -> jax.Array:
+    """Angular frequencies, [H/2] float32, in radians per token."""
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    freq = 1.0 / (rope.theta**exponent)
+    if rope.kind == "linear":
+        return freq / rope.factor
+    if rope.kind == "llama3":
+        turns = rope.original_context * freq / (2 * jnp.pi)
+        low, high = rope.low_freq_factor, rope.high_freq_factor
+        keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        return keep * freq + (1 - keep) * freq / rope.factor
+    return freq
+
+
+def rope_table(
+    rope: Rope, head_dim: int, positions_NxT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, each [N, T, H/2] float32."""
+    angle = positions_NxT[..., None] * rope_frequencies(rope, head_dim)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_NxTxMxH: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the halves of each head (RoFormer, arXiv 2104.09864)."""
+    cos, sin = (t[:, :, None] for t in table)
+    x1, x2 = jnp.split(x_NxTxMxH.astype(jnp.float32), 2, axis=-1)
+    out = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1)
+    return out.astype(x_NxTxMxH.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (offset + weight), in float32 (arXiv 1910.07467)."""
+
+    eps: float
+    offset: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.constant(1.0 - self.offset)
+        weight = self.param("weight", init, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x *= jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
+        return (x * (self.offset + weight)).astype(self.dtype)
+
+
+class Dense(nn.Module):
+    """x W (+ bias) (+ the row's adapter). W is [in, out]."""
+
+    features: int
+    use_bias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, adapter=None, row_mask_NxA=None) -> jax.Array:
+        kernel = self.param(
+            "kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features)
+        )
+        y = x @ kernel.astype(self.dtype)
+        if adapter is not None:
+            a_AxDxR, b_AxRxF, scale = adapter
+            h = jnp.einsum("ntd,adr->ntar", x, a_AxDxR.astype(self.dtype))
+            h *= row_mask_NxA[:, None, :, None].astype(self.dtype) * scale
+            y += jnp.einsum("ntar,arf->ntf", h, b_AxRxF.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y += bias.astype(self.dtype)
+        return y
+
+
+class Block(nn.Module):
+    """One layer: attention and a gated feed-forward part, each with a residual."""
+
+    cfg: ModelConfig
+    dtype: Any
+    block: int
+    keep_kv: bool
+
+    @nn.compact
+    def __call__(self, carry, per_layer, ctx: Context):
+        cfg = self.cfg
+        x, cache = carry
+        index, sliding, lora_a, lora_b, scale = per_layer
+
+        def norm(name, eps=cfg.rms_norm_eps):
+            return RMSNorm(eps, cfg.norm_offset, self.dtype, name=name)
+
+        def dense(name, features, bias, h):
+            adapter = (lora_a[name], lora_b[name], scale) if name in lora_a else None
+            layer = Dense(features, bias, self.dtype, name=name)
+            return layer(h, adapter, ctx.row_mask_NxA)
+
+        n, t, _ = x.shape
+        h = norm("attn_norm")(x)
+        q = dense("q", cfg.n_heads * cfg.head_dim, cfg.qkv_bias, h)
+        k = dense("k", cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias, h)
+        v = dense("v", cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias, h)
+        q = q.reshape(n, t, cfg.n_heads, cfg.head_dim)
+        k = k.reshape(n, t, cfg.n_kv_heads, cfg.head_dim)
+        v = v.reshape(n, t, cfg.n_kv_heads, cfg.head_dim)
+        if cfg.qk_norm:
+            q, k = norm("q_norm")(q), norm("k_norm")(k)
+        table = ctx.rope
+        if cfg.local_rope is not None:
+            table = jax.tree.map(
+                lambda local, full: jnp.where(sliding, local, full),
+                ctx.local_rope,
+                ctx.rope,
+            )
+        q, k = rotate(q, table), rotate(k, table)
+        q = q.reshape(n, t, cfg.n_kv_heads, -1, cfg.head_dim)
+        window = jnp.where(sliding, cfg.sliding_window, jnp.iinfo(jnp.int32).max)
+        kept = None
+        if cache is None:
+            out = attention.attend_rows(
+                q, k, v, ctx.positions, ctx.segments, window, scale=cfg.attn_scale
+            )
+            if self.keep_kv:
+                kept = Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
+        else:
+            cache = _write(cache, index, k[:, 0], v[:, 0], ctx.positions[:, 0])
+            out = attention.attend_cache(
+                q[:, 0],
+                cache.k,
+                cache.v,
+                index,
+                ctx.positions[:, 0],
+                window,
+                ctx.blocks,
+                block=self.block,
+                scale=cfg.attn_scale,
+            )[:, None]
+        out = dense("o", cfg.d_model, cfg.o_bias, out.reshape(n, t, -1))
+        x += norm("attn_out_norm")(out) if cfg.post_norms else out
+
+        h = norm("mlp_norm")(x)
+        gate = ACTIVATIONS[cfg.activation](dense("gate", cfg.d_ff, cfg.mlp_bias, h))
+        up = dense("up", cfg.d_ff, cfg.mlp_bias, h)
+        out = dense("down", cfg.d_model, cfg.mlp_bias, gate * up)
+        x += norm("mlp_out_norm")(out) if cfg.post_norms else out
+        return (x, cache), kept
+
+
+def _write(cache: Cache, layer, k_NxKxH, v_NxKxH, positions_N) -> Cache:
+    rows = jnp.arange(k_NxKxH.shape[0])
+
+    def put(table, new):
+        return table.at[layer, rows, :, positions_N].set(new.astype(table.dtype))
+
+    return Cache(put(cache.k, k_NxKxH), put(cache.v, v_NxKxH))
+
+
+class Decoder(nn.Module):
+    """Tokens in, last hidden states out; `logits` applies the head.
+
+    Attributes:
+      cfg: the architecture.
+      dtype: of the compute; parameters keep theirs.
+      remat: recompute each layer in the backward pass.
+      cache_block: the cache is read in blocks of so many tokens.
+    """
+
+    cfg: ModelConfig
+    dtype: Any = jnp.float32
+    remat: bool = False
+    cache_block: int = 128
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_NxT: jax.Array,
+        positions_NxT: jax.Array,
+        segments_NxT: jax.Array | None = None,
+        *,
+        adapters: Adapters | None = None,
+        cache: Cache | None = None,
+        blocks: jax.Array | None = None,
+        keep_kv: bool = False,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Runs whole rows, or one token per row over a cache.
+
+        Args:
+          tokens_NxT: int32.
+          positions_NxT: int32, of each token within its segment.
+          segments_NxT: int32, 0 for padding; whole rows only.
+          adapters: low-rank updates; None runs the bare weights.
+          cache: with it T must be 1: the token is written at its position and
+            attends over the first `blocks` blocks.
+          blocks: how many cache blocks to read, a traced scalar.
+          keep_kv: whole rows only: also return the keys and values.
+
+        Returns:
+          Hidden states [N, T, D] after the last norm, and the cache: the updated
+          one, or the rows' keys and values [L, N, K, T, H], or None.
+        """
+        cfg = self.cfg
+        embed = self.param(
+            "embed", nn.initializers.normal(0.02), (cfg.vocab_size, cfg.d_model)
+        )
+        if not cfg.tie_embeddings:
+            self.param("head", nn.initializers.normal(0.02), embed.shape)
+        x = embed[tokens_NxT].astype(self.dtype)
+        x *= jnp.asarray(cfg.embed_scale, self.dtype)
+        table = rope_table(cfg.rope, cfg.head_dim, positions_NxT)
+        local = table
+        if cfg.local_rope is not None:
+            local = rope_table(cfg.local_rope, cfg.head_dim, positions_NxT)
+        lora_a, lora_b, scale, mask = {}, {}, 0.0, None
+        if adapters is not None:
+            lora_a, lora_b, scale = adapters.a, adapters.b, adapters.scale
+            count = next(iter(lora_a.values())).shape[1]
+            mask = jax.nn.one_hot(adapters.row_agent_N, count)
+        per_layer = (
+            jnp.arange(cfg.n_layers, dtype=jnp.int32),
+            jnp.asarray(cfg.sliding_layers),
+            lora_a,
+            lora_b,
+            jnp.full((cfg.n_layers,), scale, jnp.float32),
+        )
+        ctx = Context(positions_NxT, segments_NxT, table, local, blocks, mask)
+        layer = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=cfg.n_layers,
+        )(cfg, self.dtype, self.cache_block, keep_kv, name="layers")
+        (x, cache), kept = layers((x, cache), per_layer, ctx)
+        norm = RMSNorm(cfg.rms_norm_eps, cfg.norm_offset, self.dtype, name="final_norm")
+        return norm(x), kept if cache is None else cache
+
+
+def head_weights(params: Mapping[str, Any], cfg: ModelConfig) -> jax.Array:
+    """The output projection, [V, D], whether tied or not."""
+    return params["embed"] if cfg.tie_embeddings else params["head"]
+
+
+def logits(params: Mapping[str, Any], cfg: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """[..., D] -> [..., V] float32, soft-capped where the family does."""
+    head = head_weights(params, cfg).astype(hidden.dtype)
+    out = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+    cap = cfg.final_softcap
+    return cap * jnp.tanh(out / cap) if cap else out
