@@ -112,7 +112,7 @@ class WorkflowConfig:
     name: Literal["mathchat"] = "mathchat"
     tool_output_tokens: int = 512  # an observation is cut in the middle to this
     handoff_tokens: int = 1024  # likewise what one agent hands to the next
-    tool_role: bool = False  # render observations as a "tool" turn, else "user"
+    tool_role: bool = True  # render observations as a "tool" turn, else "user"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,14 @@ class AdvantageConfig:
     """The estimator of METHOD's step 4 and 5."""
 
     estimator: Literal[
-        "reinforce_pp", "reinforce", "reinforce_baseline", "rloo", "grpo", "grpo_no_std"
+        "reinforce_pp",
+        "reinforce",
+        "reinforce_baseline",
+        "rloo",
+        "grpo",
+        "grpo_no_std",
+        "agent_baseline",
+        "task_type_baseline",
     ] = "reinforce_pp"
     weight: Literal["token", "action"] = "token"
 
@@ -240,3 +247,148 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON values (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def fingerprint(config: Config) -> str:
+    """Equal for configs of the same run; `steps` may be raised between calls."""
+    plain = to_dict(config) | {"steps": None}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def default_config(**agents: AgentConfig) -> ml_collections.ConfigDict:
+    """The whole tree with its defaults, locked, for a file under configs/."""
+    tree = _unfrozen(Config(agents=agents))
+    config = ml_collections.ConfigDict(tree, convert_dict=True)
+    return config.lock()
+
+
+def _unfrozen(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return {f.name: _unfrozen(getattr(value, f.name)) for f in fields}
+    if isinstance(value, Mapping):
+        return {k: _unfrozen(v) for k, v in value.items()}
+    return value
+
+
+def resolve(config: Mapping[str, Any]) -> Config:
+    """The frozen, checked `Config` of a ConfigDict (or of config.json).
+
+    Raises:
+      ConfigError: naming the key and the remedy.
+    """
+    if isinstance(config, ml_collections.ConfigDict):
+        config = config.to_dict()
+    resolved = _build(Config, config, "")
+    _check(resolved)
+    return resolved
+
+
+def _build(kind: type, given: Any, path: str) -> Any:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"config.{path.rstrip('.')}: expected a group of keys")
+    hints = typing.get_type_hints(kind)
+    for key in given:
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"; did you mean {path}{close[0]}?" if close else ""
+            raise ConfigError(f"config.{path}{key}: no such key{hint}")
+    values = {k: _convert(hints[k], v, f"{path}{k}") for k, v in given.items()}
+    try:
+        return kind(**values)
+    except TypeError as e:  # a field without default
+        raise ConfigError(f"config.{path}: {e}") from e
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path + ".")
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"config.{path}: {value!r} is not one of {list(args)}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (tuple, list)):
+            raise ConfigError(f"config.{path}: expected a tuple, got {value!r}")
+        return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if origin is Mapping or isinstance(hint, types.GenericAlias):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"config.{path}: expected a group of keys, got {value!r}")
+        if args[1] is Any:
+            return dict(value)
+        return {k: _convert(args[1], v, f"{path}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(
+            f"config.{path}: expected {hint.__name__}, got {value!r} "
+            f"({type(value).__name__})"
+        )
+    return value
+
+
+def _check(config: Config) -> None:
+    """Refuses values that cannot work together."""
+
+    def refuse(key: str, why: str) -> typing.NoReturn:
+        raise ConfigError(f"config.{key}: {why}")
+
+    def positive(key: str, value: float) -> None:
+        if not value > 0:
+            refuse(key, f"must be positive, got {value}")
+
+    if not config.agents:
+        refuse("agents", "the team needs at least one agent")
+    positive("steps", config.steps)
+    context = config.sampler.context
+    for name, agent in config.agents.items():
+        key = f"agents.{name}"
+        positive(f"{key}.max_new_tokens", agent.max_new_tokens)
+        positive(f"{key}.max_turns", agent.max_turns)
+        if agent.max_new_tokens >= context:
+            refuse(f"{key}.max_new_tokens", f"must be below sampler.context={context}")
+        if agent.min_new_tokens > agent.max_new_tokens:
+            refuse(f"{key}.min_new_tokens", "exceeds max_new_tokens")
+        if agent.temperature < 0:
+            refuse(f"{key}.temperature", "must not be negative")
+        if not 0 < agent.top_p <= 1:
+            refuse(f"{key}.top_p", f"must be in (0, 1], got {agent.top_p}")
+        if agent.top_k < 0:
+            refuse(f"{key}.top_k", "must not be negative; 0 is off")
+    for key in ("slots", "prefill_rows", "chunk", "cache_block"):
+        positive(f"sampler.{key}", getattr(config.sampler, key))
+    for key in ("prompts_per_step", "samples_per_prompt"):
+        positive(f"data.{key}", getattr(config.data, key))
+    optimizer = config.optimizer
+    positive("optimizer.rows_per_microbatch", optimizer.rows_per_microbatch)
+    if optimizer.actions_per_update % optimizer.rows_per_microbatch:
+        refuse(
+            "optimizer.actions_per_update",
+            "must be a multiple of optimizer.rows_per_microbatch",
+        )
+    positive("optimizer.epochs", optimizer.epochs)
+    for key, buckets in (
+        ("sampler.prompt_buckets", config.sampler.prompt_buckets),
+        ("train_buckets", config.train_buckets),
+    ):
+        if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
+            refuse(key, f"must be increasing positive lengths, got {buckets}")
+    if context % config.sampler.cache_block:
+        refuse("sampler.context", "must be a multiple of sampler.cache_block")
+    if context < config.sampler.prompt_buckets[-1]:
+        refuse("sampler.context", "must be at least the last of sampler.prompt_buckets")
+    if not 0 <= config.judge.max_missing <= 1:
+        refuse("judge.max_missing", "must be in 0..1")
+    if config.mode == "lora":
+        positive("lora.rank", config.lora.rank)
+        if not config.lora.targets:
+            refuse("lora.targets", "name at least one projection")
+    positive("checkpoint.every", config.checkpoint.every)
+    positive("checkpoint.keep", config.checkpoint.keep)
+    positive("eval.samples", config.eval.samples)

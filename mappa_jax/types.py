@@ -18,6 +18,13 @@ import numpy as np
 FinishReason = Literal["stop", "length"]
 
 
+class ToolFault(RuntimeError):
+    """A tool itself failed: infrastructure, not the agent's doing.
+
+    It masks the action that it touched and never reaches a judge.
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One problem for the team.

@@ -219,7 +219,9 @@ _FAMILIES = {"llama": _llama, "qwen2": _qwen2, "qwen3": _qwen3, "gemma3": _gemma
 def _sliding(kinds: list[str], config: Mapping[str, Any]) -> tuple[bool, ...]:
     unknown = set(kinds) - {"sliding_attention", "full_attention"}
     if unknown or len(kinds) != config["num_hidden_layers"]:
-        raise ModelError(f"config.json: layer_types {sorted(set(kinds))} x {len(kinds)}")
+        raise ModelError(
+            f"config.json: layer_types {sorted(set(kinds))} x {len(kinds)}"
+        )
     return tuple(kind == "sliding_attention" for kind in kinds)
 
 
@@ -260,7 +262,9 @@ def _rope(entry: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
                 or config["max_position_embeddings"]
             ),
         )
-    raise ModelError(f"RoPE type {kind!r} is not supported; default, linear, llama3 are")
+    raise ModelError(
+        f"RoPE type {kind!r} is not supported; default, linear, llama3 are"
+    )
 
 
 def to_hf(cfg: ModelConfig) -> dict[str, Any]:

@@ -89,7 +89,9 @@ def _config(fields: dict[str, Any], names: set[str]) -> dict[str, Any]:
         return value
 
     if "rope_freqs.weight" in names:
-        raise ModelError("GGUF: rope_freqs (Llama 3 RoPE scaling) is not supported here")
+        raise ModelError(
+            "GGUF: rope_freqs (Llama 3 RoPE scaling) is not supported here"
+        )
     scaling = fields.get(f"{arch}.rope.scaling.type", "none")
     heads, width = get("attention.head_count"), get("embedding_length")
     config = {
@@ -193,7 +195,9 @@ def _tokenizer(fields: dict[str, Any], path: Path) -> Any:
     core.decoder = decoders.ByteLevel()
     control = [
         AddedToken(token, special=True, normalized=False)
-        for token, type_ in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True)
+        for token, type_ in zip(
+            tokens, fields["tokenizer.ggml.token_type"], strict=True
+        )
         if type_ == gguf.TokenType.CONTROL
     ]
     core.add_special_tokens(control)

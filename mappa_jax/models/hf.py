@@ -144,16 +144,16 @@ def load_params(
     """
     tensors = Tensors(folder)
     shapes = param_shapes(cfg, dtype)
-    _check_names(tensors, cfg, shapes)
+    check_names(tensors, cfg, shapes)
 
     def one(path, shape, sharding):
-        read = _reader(tensors, tensor_name(cfg, path_name(path)), shape)
+        read = reader(tensors, tensor_name(cfg, path_name(path)), shape)
         return jax.make_array_from_callback(shape.shape, sharding, read)
 
     return jax.tree_util.tree_map_with_path(one, shapes, shardings)
 
 
-def _reader(tensors: Tensors, name: str, shape: jax.ShapeDtypeStruct):
+def reader(tensors: Tensors, name: str, shape: jax.ShapeDtypeStruct):
     """A callback that reads one shard. Kernels are [out, in] there, [in, out] here."""
     transpose = ".layers." in name and len(shape.shape) == 3
     inner = shape.shape[1:] if ".layers." in name else shape.shape
@@ -184,14 +184,16 @@ def _reader(tensors: Tensors, name: str, shape: jax.ShapeDtypeStruct):
     return read
 
 
-def _check_names(tensors: Tensors, cfg: ModelConfig, shapes: Any) -> None:
+def check_names(tensors: Tensors, cfg: ModelConfig, shapes: Any) -> None:
     wanted = set(_expected(cfg, shapes))
     ignored = {"lm_head.weight"} if cfg.tie_embeddings else set()
     unknown = {
         n for n in tensors.names() - wanted - ignored if "rotary_emb.inv_freq" not in n
     }
     if missing := sorted(wanted - tensors.names()):
-        raise ModelError(f"{tensors.folder}: {len(missing)} tensors missing: {missing[:4]}")
+        raise ModelError(
+            f"{tensors.folder}: {len(missing)} tensors missing: {missing[:4]}"
+        )
     if unknown:
         raise ModelError(
             f"{tensors.folder}: tensors that a {cfg.family} model does not have: "

@@ -1,0 +1,6 @@
+"""The teams, by the name that `workflow.name` gives them."""
+
+from mappa_jax.workflows.base import Workflow
+from mappa_jax.workflows.mathchat import MATHCHAT
+
+WORKFLOWS: dict[str, Workflow] = {w.name: w for w in (MATHCHAT,)}

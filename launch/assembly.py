@@ -1,0 +1,114 @@
+"""Puts the parts of a run together, checking each before the first iteration."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import common
+from mappa_jax import assemble as parts
+from mappa_jax.answers import Grader
+from mappa_jax.checkpoints import Checkpoints
+from mappa_jax.config import Config
+from mappa_jax.data import load_data
+from mappa_jax.judges import make_judge
+from mappa_jax.learning.update import Learner, TeamState, init_state
+from mappa_jax.metrics import MetricWriter
+from mappa_jax.rollout import Stage
+from mappa_jax.tools import make_sandbox
+from mappa_jax.train import Progress, Run
+from mappa_jax.workflows import WORKFLOWS
+from mappa_jax.workflows.base import brief
+
+GRADER_SECONDS = 5.0  # of processor time for one answer
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.asynccontextmanager
+async def stages(
+    config: Config, models: parts.Models, *, judged: bool
+) -> AsyncIterator[tuple[Stage, Stage]]:
+    """The stage of training and that of evaluation, which share an engine.
+
+    Raises:
+      ConfigError, SandboxError, JudgeError: something cannot be had; named.
+    """
+    workflow = WORKFLOWS[config.workflow.name]
+    async with contextlib.AsyncExitStack() as stack:
+        sandbox = make_sandbox(config.sandbox)
+        stack.push_async_callback(sandbox.aclose)
+        await sandbox.check()
+        judge = None
+        if judged:
+            judge = make_judge(config.judge, common.api_key(config.judge.provider))
+            stack.push_async_callback(judge.aclose)
+            await judge.check()
+        grader = Grader(workers=1, seconds=GRADER_SECONDS)
+        stack.push_async_callback(grader.aclose)
+        engine = parts.make_engine(config, models)
+
+        def stage(judge: Any, temperature: float | None) -> Stage:
+            return Stage(
+                workflow=workflow,
+                brief=brief(config),
+                seats=parts.make_seats(config, models, temperature),
+                engine=engine,
+                tools=sandbox,
+                judge=judge,
+                grader=grader,
+                show_reference=config.judge.show_reference,
+            )
+
+        yield stage(judge, None), stage(None, config.eval.temperature)
+
+
+@contextlib.asynccontextmanager
+async def assemble(
+    config: Config, workdir: Path, cache: Path, progress: Progress
+) -> AsyncIterator[tuple[Run, TeamState, int]]:
+    """Yields the run, its state and the number of iterations already done."""
+    parts.enable_compilation_cache(cache / "xla")
+    progress.start(0, "data", 1)
+    data = load_data(config.data)
+    for found in data.overlap:
+        log.warning("evaluation problem in the training pool: %s", found)
+    progress.start(0, "weights", 1)
+    models = parts.load_models(config, cache)
+    async with stages(config, models, judged=True) as (stage, eval_stage):
+        trainable, frozen = models.init_weights(config)
+        state = init_state(trainable, config, models.mesh)
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+        start = 0
+        if (latest := checkpoints.latest()) is not None:
+            state, extra = checkpoints.restore(latest, state)
+            start = data.train.restore(extra["data"])
+        learner = Learner(models.policy, config, models.mesh)
+        if start < config.steps:
+            progress.start(start, "compile", 1)
+            stage.engine.warm_up(state.trainable, frozen)
+            learner.warm_up(state, frozen)
+        writer = MetricWriter(workdir, resume_step=start + 1)
+        try:
+            yield (
+                Run(
+                    config=config,
+                    workdir=workdir,
+                    data=data,
+                    stage=stage,
+                    eval_stage=eval_stage,
+                    learner=learner,
+                    frozen=frozen,
+                    checkpoints=checkpoints,
+                    writer=writer,
+                    progress=progress,
+                ),
+                state,
+                start,
+            )
+        finally:
+            writer.close()
+            checkpoints.close()

@@ -1,0 +1,181 @@
+"""What the launch scripts share: environment, errors, and the parts of a run.
+
+Only the launch scripts read flags and environment variables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+CACHE = "~/.cache/mappa_jax"
+KEYS = {"gemini": "GEMINI_API_KEY"}  # judge provider -> environment variable
+INTERRUPTED = 130
+REFUSED = 2
+
+
+def prepare_environment() -> None:
+    """Quiet libraries; must run before they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def api_key(provider: str) -> str | None:
+    """The judge's key, from the environment and nowhere else."""
+    name = KEYS.get(provider)
+    return os.environ.get(name) if name else None
+
+
+def run_app(main: Callable[[list[str]], int | None]) -> None:
+    """absl's app.run, with our errors as one clear line and their exit codes.
+
+    Exit codes: 0 done, 1 an unexpected error (with its traceback), 2 refused or
+    stopped with a reason, 130 interrupted.
+    """
+    from absl import app
+
+    try:
+        app.run(main)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was under way that needed saving", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as e:
+        error = _innermost(e)
+        if not isinstance(error, _expected()):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    from mappa_jax.answers import GradingError
+    from mappa_jax.checkpoints import CheckpointError
+    from mappa_jax.config import ConfigError
+    from mappa_jax.data import DataError
+    from mappa_jax.judges import JudgeError
+    from mappa_jax.metrics import MetricsError
+    from mappa_jax.models.config import ModelError
+    from mappa_jax.tools import SandboxError
+    from mappa_jax.train import TooManyMissing
+
+    return (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        GradingError,
+        JudgeError,
+        MetricsError,
+        ModelError,
+        SandboxError,
+        TooManyMissing,
+    )
+
+
+def run_until_interrupted(work: Coroutine[Any, Any, Any]) -> Any:
+    """Runs `work`; the first SIGINT or SIGTERM cancels it, so that it can save.
+
+    Exits with 130 (143 for SIGTERM) once it has.
+    """
+    received: list[int] = []
+
+    async def main() -> Any:
+        task = asyncio.create_task(work)
+        loop = asyncio.get_running_loop()
+
+        def stop(number: int) -> None:
+            received.append(number)
+            print("\nstopping: saving what is whole ...", file=sys.stderr, flush=True)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop, number)
+        return await task
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        print("saved; the same command goes on from there", file=sys.stderr)
+        sys.exit(128 + received[0])
+
+
+def claim_workdir(workdir: Path, config: Any) -> None:
+    """Writes config.json, or checks that the run which is there is the same.
+
+    Raises:
+      ConfigError: the workdir holds another config's run; the keys are named.
+    """
+    from mappa_jax import config as configs
+
+    path = workdir / "config.json"
+    mine = configs.to_dict(config)
+    if path.exists():
+        theirs = read_config(workdir)
+        different = _differences(configs.to_dict(theirs), mine)
+        if different:
+            raise configs.ConfigError(
+                f"{workdir} holds a run of another config: "
+                + "; ".join(different[:5])
+                + ". Use another --workdir, or the config of that run (only `steps` "
+                "may be changed)"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(mine, indent=1) + "\n")
+    part.replace(path)
+
+
+def read_config(workdir: Path) -> Any:
+    """The config of the run in `workdir`.
+
+    Raises:
+      ConfigError: there is none, or it is damaged.
+    """
+    from mappa_jax import config as configs
+
+    path = workdir / "config.json"
+    try:
+        return configs.resolve(json.loads(path.read_text()))
+    except FileNotFoundError as e:
+        raise configs.ConfigError(f"{workdir}: no config.json: not a workdir") from e
+    except json.JSONDecodeError as e:
+        raise configs.ConfigError(f"{path}: line {e.lineno}: {e.msg}") from e
+
+
+def _differences(theirs: Any, mine: Any, path: str = "") -> list[str]:
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        rows = []
+        for key in sorted({*theirs, *mine}):
+            if path or key != "steps":
+                below = f"{path}.{key}" if path else key
+                rows += _differences(theirs.get(key), mine.get(key), below)
+        return rows
+    return [] if theirs == mine else [f"{path} was {theirs!r}, is {mine!r}"]
+
+
+def begin(argv: list[str]) -> None:
+    """Refuses positional arguments, and quiets chatty libraries (--verbosity=0)."""
+    from absl import flags, logging
+
+    from mappa_jax.config import ConfigError
+
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected arguments {argv[1:]}; options start with --")

@@ -1,0 +1,113 @@
+"""What a person sees while a run goes on, and the table at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import TimeElapsedColumn
+from rich.table import Table
+
+AGENT_COLUMNS = (
+    ("actions", "actions", "{:.0f}"),
+    ("score", "mean score", "{:.2f}"),
+    ("tokens", "tokens", "{:.0f}"),
+    ("kl", "KL", "{:.4f}"),
+    ("clip_fraction", "clip frac.", "{:.3f}"),
+    ("grad_norm", "grad norm", "{:.3f}"),
+)
+PHASES = ("rollout", "judge_exposed", "credit", "update")
+
+
+class ConsoleProgress:
+    """A bar per phase and a line per iteration (`train.Progress`)."""
+
+    def __init__(self, steps: int):
+        self._steps = steps
+        self.console = Console()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> ConsoleProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def start(self, step: int, phase: str, total: int) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        label = f"iteration {step}/{self._steps} {phase}"
+        self._task = self._bar.add_task(label, total=total)
+
+    def advance(self) -> None:
+        self._bar.advance(self._task)
+
+    def finish(self, step: int, metrics: dict[str, Any]) -> None:
+        scores = "  ".join(
+            f"{name} {_show('{:.2f}', row['score'])}"
+            for name, row in metrics["agents"].items()
+        )
+        seconds = metrics["seconds"]
+        total = sum(seconds[p] for p in ("rollout", "credit", "update"))
+        self.console.print(
+            f"iteration {step}/{self._steps}: mean score {scores}  "
+            f"success {_show('{:.2f}', metrics['team']['success'])}  ({total:.0f} s)"
+        )
+        for source, row in metrics.get("eval", {}).items():
+            self.console.print(
+                f"  held-out {source}: avg {row['avg']:.3f} "
+                f"[{row['avg_low']:.3f}, {row['avg_high']:.3f}]"
+            )
+
+
+def _show(form: str, value: float | None) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def print_summary(console: Console, line: dict[str, Any], workdir: Path) -> None:
+    """The table of the last iteration, from its line of metrics.jsonl."""
+    names = list(
+        dict.fromkeys(key.split("/")[1] for key in line if key.startswith("agents/"))
+    )
+    table = Table(title=f"iteration {line['step']}: agents")
+    table.add_column("agent")
+    for _, title, _ in AGENT_COLUMNS:
+        table.add_column(title, justify="right")
+    for name in names:
+        cells = [
+            _show(form, line[f"agents/{name}/{key}"]) for key, _, form in AGENT_COLUMNS
+        ]
+        table.add_row(name, *cells)
+    console.print(table)
+    team = Table(title="team")
+    titles = ["success", "judge calls", *(f"{p} s" for p in PHASES)]
+    for title in titles:
+        team.add_column(title.replace("_", " "), justify="right")
+    team.add_row(
+        _show("{:.2f}", line["team/success"]),
+        f"{line['judge/calls']:.0f}",
+        *(_show("{:.1f}", line[f"seconds/{p}"]) for p in PHASES),
+    )
+    console.print(team)
+    console.print("left in", str(workdir), soft_wrap=True)
+    for name, what in (
+        ("metrics.jsonl", "one object per iteration"),
+        ("tensorboard", "tensorboard --logdir of it"),
+        ("trajectories", "every action with its verdict"),
+        ("checkpoints", "the team's state"),
+        ("evaluations.jsonl", "held-out results"),
+        ("config.json", "the config that was run"),
+    ):
+        if (workdir / name).exists():
+            console.print(f"  {name:18} {what}")

@@ -1,0 +1,115 @@
+"""Orbax checkpoints: the whole team's state and the data position, one atomic step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mappa_jax.config import CheckpointConfig
+from mappa_jax.learning.update import TeamState
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; what was saved before is whole."""
+
+
+class Checkpoints:
+    """Saves asynchronously; keeps the last N and the best.
+
+    A step's files appear under a temporary name and are renamed when complete, so a
+    crash or a full disk leaves earlier steps as they were.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        folder = Path(folder).resolve()
+        best = config.best_metric
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.keep,
+            best_fn=(lambda metrics: metrics[best]) if best else None,
+            best_mode="max",
+            keep_checkpoints_without_metrics=True,
+            enable_async_checkpointing=True,
+            create=True,
+        )
+        self._folder = folder
+        self._best = best
+        self._manager = ocp.CheckpointManager(
+            folder,
+            options=options,
+            item_names=("state", "extra"),
+        )
+
+    def latest(self) -> int | None:
+        """The last whole step, or None."""
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        step: int,
+        state: TeamState,
+        extra: dict[str, Any],
+        metrics: dict[str, Any],
+    ) -> None:
+        """Starts saving the state after `step` iterations; waits for the last save.
+
+        Raises:
+          CheckpointError: this or the previous save failed.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(dict(state.items())),
+            extra=ocp.args.JsonSave(extra),
+        )
+        chosen = {self._best: metrics[self._best]} if self._best in metrics else None
+        try:
+            self._manager.save(step, args=args, metrics=chosen, force=True)
+        except (OSError, ValueError) as e:
+            raise CheckpointError(self._advice(step, e)) from e
+
+    def wait(self) -> None:
+        """Returns when what was being saved is on disk.
+
+        Raises:
+          CheckpointError: the save failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as e:
+            raise CheckpointError(self._advice(None, e)) from e
+
+    def restore(self, step: int, like: TeamState) -> tuple[TeamState, dict[str, Any]]:
+        """The state placed like `like`, and the extra facts.
+
+        Raises:
+          CheckpointError: the step is damaged or of another shape.
+        """
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(like.items()))
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(target),
+                    extra=ocp.args.JsonRestore(),
+                ),
+            )
+        except (OSError, ValueError, KeyError) as e:
+            raise CheckpointError(
+                f"{self._folder}/{step}: cannot be restored ({e}); remove that folder "
+                "to go on from the step before"
+            ) from e
+        return TeamState(**found["state"]), found["extra"]
+
+    def _advice(self, step: int | None, error: Exception) -> str:
+        what = (
+            "the last checkpoint" if step is None else f"the checkpoint of step {step}"
+        )
+        return (
+            f"{what} could not be written to {self._folder}: {error}. Steps saved "
+            f"before it are whole (latest: {self.latest()}); free some space and run "
+            "the same command again"
+        )
+
+    def close(self) -> None:
+        self._manager.close()

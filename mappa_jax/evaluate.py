@@ -1,0 +1,86 @@
+"""Trying the team on held-out problems: avg@k and pass@k with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mappa_jax import records
+from mappa_jax.config import EvalConfig
+from mappa_jax.rollout import Stage, rollout
+from mappa_jax.statistics import scores_by_source, summarise
+from mappa_jax.types import Task
+
+
+async def evaluate(
+    stage: Stage,
+    weights: tuple[Any, Any],
+    tasks: Mapping[str, Sequence[Task]],
+    config: EvalConfig,
+    *,
+    seed: int,
+    step: int,
+    workdir: Path,
+    on_done: Callable[[], None],
+    label: str = "",
+) -> dict[str, Any]:
+    """Every problem `config.samples` times.
+
+    Args:
+      stage: the team; its seats carry the evaluation temperature.
+      weights: (trainable, frozen).
+      tasks: by source.
+      config: samples and bootstrap.
+      seed: of the bootstrap.
+      step: iterations done, part of the random addresses and of the records' name.
+      workdir: trajectories go there, and a line of evaluations.jsonl.
+      on_done: called after each trajectory.
+      label: what is evaluated, where it is not the team in training.
+
+    Returns:
+      By source: avg, avg_low, avg_high, pass, pass_low, pass_high (95% intervals
+      bootstrapped over problems), problems, samples. A source whose every run failed
+      for reasons outside the team is absent.
+    """
+    out: dict[str, Any] = {}
+    async with stage.engine.running(*weights):
+        for source, problems in tasks.items():
+            rolled = await rollout(
+                stage,
+                problems,
+                samples=config.samples,
+                step=step,
+                evaluation=True,
+                on_done=on_done,
+            )
+            name = f"{label}_{source}" if label else source
+            path = records.evaluation_path(workdir, step, name)
+            records.write_trajectories(path, rolled.trajectories)
+            scores = scores_by_source(rolled.trajectories)
+            found = summarise(scores, config.samples, config.bootstrap, seed)
+            for summary in found.values():
+                out[source] = _flat(summary)
+    line = {"step": step, "label": label or "team", "sources": out}
+    with (workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    return out
+
+
+def _flat(summary: Mapping[str, Any]) -> dict[str, float]:
+    out = {
+        "avg": summary["value"],
+        "avg_low": summary["low"],
+        "avg_high": summary["high"],
+        "problems": summary["problems"],
+        "samples": summary["samples"],
+    }
+    if "pass" in summary:
+        passed = summary["pass"]
+        out |= {
+            "pass": passed["value"],
+            "pass_low": passed["low"],
+            "pass_high": passed["high"],
+        }
+    return out

@@ -1,0 +1,103 @@
+"""The clipped surrogate and the log-probabilities it is made of.
+
+Axes: N rows, T tokens, C action tokens, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mappa_jax.config import KLConfig, ObjectiveConfig
+from mappa_jax.learning.batch import TrainBatch
+from mappa_jax.models.decoder import logits
+from mappa_jax.models.policy import Policy
+
+HEAD_CHUNK = 256  # action tokens whose logits exist at a time
+
+
+def action_logprobs(
+    policy: Policy, params: Any, adapters: Any, batch: TrainBatch
+) -> jax.Array:
+    """log pi of every action token, [N, C] float32, at its sampling temperature.
+
+    The head is evaluated at action positions only, a chunk of tokens at a time, and
+    recomputed in the backward pass: [N, T, V] never exists.
+    """
+    model = policy.decoder(remat=policy.remat)
+    if adapters is not None:
+        rows = jnp.broadcast_to(adapters.row_agent_N, batch.tokens.shape[:1])
+        adapters = adapters._replace(row_agent_N=rows)
+    hidden, _ = model.apply(
+        {"params": params},
+        batch.tokens,
+        batch.positions,
+        batch.segments,
+        adapters=adapters,
+    )
+    picked = jnp.take_along_axis(hidden, batch.index[..., None], 1)
+    target = jnp.take_along_axis(batch.tokens, batch.index + 1, 1)
+
+    @jax.checkpoint
+    def chunk(args):
+        h, token, temperature = args
+        scores = logits(params, policy.cfg, h) / temperature[:, None]
+        chosen = jnp.take_along_axis(scores, token[:, None], 1)[:, 0]
+        return chosen - jax.nn.logsumexp(scores, -1)
+
+    flat = (
+        picked.reshape(-1, picked.shape[-1]),
+        target.reshape(-1),
+        batch.temperature.reshape(-1),
+    )
+    out = jax.lax.map(chunk, _chunks(flat)).reshape(-1)
+    return out[: target.size].reshape(target.shape)
+
+
+def _chunks(flat: Any) -> Any:
+    count = flat[1].shape[0]
+    size = min(HEAD_CHUNK, count)
+    pad = -count % size
+
+    def one(x):
+        x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1), constant_values=1)
+        return x.reshape(-1, size, *x.shape[1:])
+
+    return jax.tree.map(one, flat)
+
+
+def token_weights(mask: jax.Array, config: ObjectiveConfig) -> jax.Array:
+    """Weights w with loss = sum(w * token loss), over one mini-batch [.., C].
+
+    token: 1 / tokens; action: 1 / (actions * the action's tokens);
+    fixed: 1 / (actions * fixed_length), Dr. GRPO (arXiv 2503.20783).
+    """
+    length = mask.sum(-1, keepdims=True)
+    actions = jnp.maximum((length > 0).sum(), 1)
+    if config.aggregation == "token":
+        return mask / jnp.maximum(mask.sum(), 1.0)
+    if config.aggregation == "action":
+        return mask / (jnp.maximum(length, 1.0) * actions)
+    return mask / (actions * config.fixed_length)
+
+
+def surrogate(
+    logp: jax.Array, batch: TrainBatch, config: ObjectiveConfig, kl: KLConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Token losses and whether the clip is active, both [.., C].
+
+    -min(ratio A, clip(ratio, 1 - eps_low, 1 + eps_high) A) (PPO, arXiv 1707.06347;
+    the two bounds, DAPO, arXiv 2503.14476), times the truncated importance weight.
+    With kl.place = "loss", plus beta times k3 = exp(d) - d - 1, d = ref - new
+    (joschu.net/blog/kl-approx.html).
+    """
+    ratio = jnp.exp(logp - batch.old)
+    clipped = jnp.clip(ratio, 1 - config.eps_low, 1 + config.eps_high)
+    plain, bounded = ratio * batch.advantage, clipped * batch.advantage
+    loss = -jnp.minimum(plain, bounded) * batch.importance
+    if kl.place == "loss" and kl.beta:
+        gap = batch.reference - logp
+        loss += kl.beta * (jnp.exp(gap) - gap - 1)
+    return loss, bounded < plain

@@ -1,0 +1,209 @@
+"""One rollout: the team on every task, each action judged as soon as it exists.
+
+A trajectory's later agents do not wait for the judge of an earlier action; the
+verdicts are awaited when all trajectories are done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from mappa_jax.sampling.engine import Engine, PromptTooLong
+from mappa_jax.sampling.team import Address, EpisodeTeam, Seat
+from mappa_jax.types import (
+    Action,
+    JudgeCall,
+    JudgeRequest,
+    Missing,
+    MissingReason,
+    Outcome,
+    Task,
+    ToolFault,
+    Trajectory,
+    Verdict,
+)
+from mappa_jax.workflows.base import Brief, Tools, Workflow
+
+log = logging.getLogger(__name__)
+
+
+class Judge(Protocol):
+    """Scores one action; never raises for a fault of the outside world."""
+
+    async def score(self, request: JudgeRequest) -> Verdict | Missing: ...
+
+
+class Grader(Protocol):
+    """Says what the ground truth says of a final text."""
+
+    async def grade(self, task: Task, text: str) -> Outcome: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Everything that a rollout needs and that outlives it.
+
+    `judge` is None where actions are not scored (evaluation).
+    """
+
+    workflow: Workflow
+    brief: Brief
+    seats: dict[str, Seat]
+    engine: Engine
+    tools: Tools
+    judge: Judge | None
+    grader: Grader
+    show_reference: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Trajectories in the order of (task, sample), and what the phases took.
+
+    `sandbox_seconds` is the sum over programs; `judge_exposed_seconds` is how long
+    the batch waited for verdicts after its last trajectory had ended.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    seconds: float
+    judge_exposed_seconds: float
+    sandbox_seconds: float
+
+
+async def rollout(
+    stage: Stage,
+    tasks: Sequence[Task],
+    *,
+    samples: int,
+    step: int,
+    evaluation: bool,
+    on_done: Callable[[], None],
+) -> Rollout:
+    """Runs every task `samples` times, all in flight together.
+
+    Args:
+      stage: the team and its world; its engine is running.
+      tasks: the problems.
+      samples: trajectories per task.
+      step: the iteration, part of every random address.
+      evaluation: draws other randomness than training at the same step.
+      on_done: called after each trajectory.
+    """
+    start = time.perf_counter()
+    addresses = _addresses(tasks, samples, step, evaluation)
+    async with asyncio.TaskGroup() as group:
+        runs = [group.create_task(_episode(stage, a, on_done)) for a in addresses]
+    ran = time.perf_counter()
+    trajectories = [await _closed(*run.result()) for run in runs]
+    end = time.perf_counter()
+    return Rollout(
+        tuple(trajectories),
+        end - start,
+        end - ran,
+        sum(
+            a.observation.seconds
+            for t in trajectories
+            for a in t.actions
+            if a.observation is not None
+        ),
+    )
+
+
+def _addresses(
+    tasks: Sequence[Task], samples: int, step: int, evaluation: bool
+) -> list[Address]:
+    """One per trajectory; a task that occurs twice goes on counting its samples."""
+    seen: collections.Counter[str] = collections.Counter()
+    addresses = []
+    for task in tasks:
+        first = seen[task.id]
+        seen[task.id] += samples
+        numbers = range(first, first + samples)
+        addresses += [Address(step, task, n, evaluation) for n in numbers]
+    return addresses
+
+
+Pending = list[asyncio.Task[Verdict | Missing]]
+
+
+async def _episode(
+    stage: Stage, address: Address, on_done: Callable[[], None]
+) -> tuple[Trajectory, Pending]:
+    judging: Pending = []
+    task = address.task
+
+    def on_action(_: int, action: Action) -> None:
+        if stage.judge is not None:
+            judging.append(asyncio.create_task(_judge(stage, task, action)))
+
+    team = EpisodeTeam(stage.seats, stage.engine, address, on_action)
+    failure = None
+    try:
+        await stage.workflow.run(task, team, stage.tools, stage.brief)
+    except PromptTooLong as e:
+        failure = f"prompt too long: {e}"
+    except ToolFault as e:
+        failure = f"tool fault: {e}"
+    if failure is not None:
+        log.warning("task %s, sample %d: %s", task.id, address.sample, failure)
+    outcome = await _outcome(stage, task, team.actions, failure)
+    on_done()
+    trajectory = Trajectory(
+        task=task,
+        step=-1 if address.evaluation else address.step,
+        sample=address.sample,
+        actions=tuple(team.actions),
+        outcome=outcome,
+        failure=failure,
+    )
+    return trajectory, judging
+
+
+async def _outcome(stage, task, actions, failure) -> Outcome | None:
+    """None where there is no ground truth, or where the run failed unblamed."""
+    if task.answer is None or failure is not None:
+        return None
+    last = stage.workflow.roles[-1].name
+    final = actions[-1].content if actions and actions[-1].agent == last else ""
+    return await stage.grader.grade(task, final)
+
+
+async def _judge(stage: Stage, task: Task, action: Action) -> Verdict | Missing:
+    if action.fault is not None:
+        call = JudgeCall(judge="none")
+        return Missing(MissingReason.INFRASTRUCTURE, action.fault, call)
+    team = stage.workflow.roles
+    role = next(r for r in team if r.name == action.agent)
+    shown = stage.show_reference == "all" or (
+        stage.show_reference == "last" and role is team[-1]
+    )
+    request = JudgeRequest(
+        team=team,
+        role=role,
+        task=task.prompt,
+        action=action,
+        token_limit=stage.brief.token_limits[role.name],
+        reference=task.answer if shown else None,
+    )
+    return await stage.judge.score(request)
+
+
+async def _closed(trajectory: Trajectory, judging: Pending) -> Trajectory:
+    verdicts = tuple([await pending for pending in judging])
+    return dataclasses.replace(trajectory, verdicts=verdicts)
+
+
+def success(trajectories: Sequence[Trajectory]) -> Mapping[str, float]:
+    """Mean outcome, and how many trajectories had none."""
+    scores = [t.outcome.score for t in trajectories if t.outcome is not None]
+    return {
+        "success": sum(scores) / len(scores) if scores else float("nan"),
+        "graded": len(scores),
+        "failed": sum(t.failure is not None for t in trajectories),
+    }

@@ -1,0 +1,322 @@
+"""Prefill and chunked decoding as pure functions of arrays.
+
+A `Slots` holds B rows in flight. `prefill` fills the cache of some slots from
+prompts; `decode` advances all of them by up to `chunk` tokens. Everything that a
+request may choose (temperature, filters, stop ids, limits, key) is an array, so
+nothing recompiles. A row's tokens depend on its own request alone.
+
+Axes: B slots, P prefill rows, T prompt tokens, C tokens per chunk, V vocabulary,
+K stop ids.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mappa_jax.models.decoder import Adapters, Cache, Decoder, logits
+
+NEVER = -1e30
+
+
+class Request(NamedTuple):
+    """What one row asks for; every field has a leading row axis.
+
+    Attributes:
+      address: [.., 6] int32: step, task, sample, agent, turn, and 1 in evaluation:
+        what the row's random key is folded from.
+      agent: [..] int32, whose adapter the row uses.
+      temperature: [..] float32; 0 takes the likeliest token.
+      top_k: [..] int32, 0 is off.
+      top_p: [..] float32, 1 is off.
+      min_new: [..] int32: no stop id before so many tokens.
+      max_new: [..] int32, the limit of new tokens.
+      stop_ids: [.., K] int32, padded with -1.
+    """
+
+    address: jax.Array
+    agent: jax.Array
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_new: jax.Array
+    max_new: jax.Array
+    stop_ids: jax.Array
+
+
+class Slots(NamedTuple):
+    """Rows in flight.
+
+    Attributes:
+      cache: keys and values, [L, B, K, S, H].
+      token: [B] int32, the next token to feed.
+      position: [B] int32, its position.
+      count: [B] int32, new tokens so far.
+      done: [B] bool; a free slot is done.
+      request: what each row asked for.
+    """
+
+    cache: Cache
+    token: jax.Array
+    position: jax.Array
+    count: jax.Array
+    done: jax.Array
+    request: Request
+
+
+class Chunk(NamedTuple):
+    """What one decode call gave: [B, C] tokens and log-probabilities, [B] counts."""
+
+    tokens: jax.Array
+    logprobs: jax.Array
+    emitted: jax.Array
+    done: jax.Array
+
+
+def empty_slots(cache: Cache, stop_ids: int) -> Slots:
+    """All slots free."""
+    rows = cache.k.shape[1]
+    ints = jnp.zeros((rows,), jnp.int32)
+    floats = jnp.ones((rows,), jnp.float32)
+    request = Request(
+        address=jnp.zeros((rows, 6), jnp.int32),
+        agent=ints,
+        temperature=floats,
+        top_k=ints,
+        top_p=floats,
+        min_new=ints,
+        max_new=ints,
+        stop_ids=jnp.full((rows, stop_ids), -1, jnp.int32),
+    )
+    return Slots(cache, ints, ints, ints, jnp.ones((rows,), bool), request)
+
+
+def prefill(
+    model: Decoder,
+    params: Any,
+    lora: tuple[Any, Any, float] | None,
+    slots: Slots,
+    slot_P: jax.Array,
+    tokens_PxT: jax.Array,
+    length_P: jax.Array,
+    request: Request,
+) -> Slots:
+    """Puts prompts into slots.
+
+    The last prompt token is fed again by the first decode step, which samples the
+    first new token: sampling lives in one place.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      lora: adapters of all agents (a, b, scale), or None.
+      slots: the state.
+      slot_P: where each prompt goes; B or more drops a padding row.
+      tokens_PxT: right-padded prompts.
+      length_P: their lengths, at least 1.
+      request: what each asks for, leading axis P.
+    """
+    p, t = tokens_PxT.shape
+    positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (p, t))
+    segments = (positions < length_P[:, None]).astype(jnp.int32)
+    adapters = (
+        None if lora is None else Adapters(lora[0], lora[1], request.agent, lora[2])
+    )
+    _, kept = model.apply(
+        {"params": params},
+        tokens_PxT,
+        positions,
+        segments,
+        adapters=adapters,
+        keep_kv=True,
+    )
+
+    def put(table, part):
+        part = part.astype(table.dtype)
+        return table.at[:, slot_P, :, :t].set(part, mode="drop")
+
+    def put_rows(table, part):
+        return table.at[slot_P].set(part, mode="drop")
+
+    last = jnp.take_along_axis(tokens_PxT, length_P[:, None] - 1, 1)[:, 0]
+    return Slots(
+        cache=Cache(put(slots.cache.k, kept.k), put(slots.cache.v, kept.v)),
+        token=put_rows(slots.token, last),
+        position=put_rows(slots.position, length_P - 1),
+        count=put_rows(slots.count, jnp.zeros((p,), jnp.int32)),
+        done=put_rows(slots.done, jnp.zeros((p,), bool)),
+        request=jax.tree.map(put_rows, slots.request, request),
+    )
+
+
+def decode(
+    model: Decoder,
+    params: Any,
+    lora: tuple[Any, Any, float] | None,
+    slots: Slots,
+    cancelled_B: jax.Array,
+    seed: jax.Array,
+    *,
+    chunk: int,
+) -> tuple[Slots, Chunk]:
+    """Advances every unfinished row by up to `chunk` tokens.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      lora: adapters of all agents (a, b, scale), or None.
+      slots: the state.
+      cancelled_B: [B] bool, rows to end before the first step (stop strings).
+      seed: [] uint32, the run's seed.
+      chunk: tokens per call, static.
+    """
+    rows = slots.token.shape[0]
+    request = slots.request
+    slots = slots._replace(done=slots.done | cancelled_B)
+    adapters = (
+        None if lora is None else Adapters(lora[0], lora[1], request.agent, lora[2])
+    )
+    keys = jax.vmap(lambda a: row_key(seed, a))(request.address)
+    size = model.cache_block
+
+    def more(carry):
+        i, slots, *_ = carry
+        return (i < chunk) & ~jnp.all(slots.done)
+
+    def step(carry):
+        i, slots, tokens, logps, emitted = carry
+        live_to = jnp.max(jnp.where(slots.done, 0, slots.position))
+        hidden, cache = model.apply(
+            {"params": params},
+            slots.token[:, None],
+            slots.position[:, None],
+            adapters=adapters,
+            cache=slots.cache,
+            blocks=live_to // size + 1,
+        )
+        scores = logits(params, model.cfg, hidden[:, 0])
+        token, logp = sample(keys, scores, request, slots.count)
+        live = ~slots.done
+        count = slots.count + live
+        stopped = jnp.any(token[:, None] == request.stop_ids, 1)
+        new = slots._replace(
+            cache=cache,
+            token=jnp.where(live, token, slots.token),
+            position=slots.position + live,
+            count=count,
+            done=slots.done | stopped | (count >= request.max_new),
+        )
+        return (
+            i + 1,
+            new,
+            tokens.at[:, i].set(jnp.where(live, token, 0)),
+            logps.at[:, i].set(jnp.where(live, logp, 0.0)),
+            emitted + live,
+        )
+
+    start = (
+        jnp.int32(0),
+        slots,
+        jnp.zeros((rows, chunk), jnp.int32),
+        jnp.zeros((rows, chunk), jnp.float32),
+        jnp.zeros((rows,), jnp.int32),
+    )
+    _, slots, tokens, logps, emitted = jax.lax.while_loop(more, step, start)
+    return slots, Chunk(tokens, logps, emitted, slots.done)
+
+
+def row_key(seed: jax.Array, address: jax.Array) -> jax.Array:
+    """The key of one action, folded in from the seed and its [6] address."""
+    key = jax.random.key(seed)
+    for part in range(address.shape[0]):
+        key = jax.random.fold_in(key, address[part])
+    return key
+
+
+def sample(
+    keys_B: jax.Array, scores_BxV: jax.Array, request: Request, count_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One token per row, and its log-probability under what was sampled from.
+
+    A row's noise depends on its key and on how many tokens it has, never on its
+    neighbours. With temperature 0 the likeliest token has probability 1.
+    """
+    early = count_B < request.min_new
+    scores = jax.lax.cond(
+        jnp.any(early),
+        lambda s: _without_stops(s, early, request.stop_ids),
+        lambda s: s,
+        scores_BxV,
+    )
+    greedy = request.temperature <= 0
+    scores = scores / jnp.where(greedy, 1.0, request.temperature)[:, None]
+    filtered = (request.top_k > 0) | (request.top_p < 1)
+    scores = jax.lax.cond(
+        jnp.any(filtered & ~greedy),
+        lambda s: keep_top(s, request.top_k, request.top_p),
+        lambda s: s,
+        scores,
+    )
+    noise = jax.vmap(
+        lambda key, n: jax.random.gumbel(
+            jax.random.fold_in(key, n), scores.shape[1:], jnp.float32
+        )
+    )(keys_B, count_B)
+    noise = jnp.where(greedy[:, None], 0.0, noise)
+    token = jnp.argmax(scores + noise, -1).astype(jnp.int32)
+    picked = jnp.take_along_axis(scores, token[:, None], 1)[:, 0]
+    logp = picked - jax.nn.logsumexp(scores, -1)
+    return token, jnp.where(greedy, 0.0, logp)
+
+
+def _without_stops(scores_BxV, early_B, stop_ids_BxK) -> jax.Array:
+    ids = jnp.arange(scores_BxV.shape[1])
+    stops = jnp.any(ids[None, :, None] == stop_ids_BxK[:, None], -1)
+    return jnp.where(early_B[:, None] & stops, NEVER, scores_BxV)
+
+
+def keep_top(
+    scores_BxV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array
+) -> jax.Array:
+    """Masks all but the top-k, then all but the nucleus (arXiv 1904.09751).
+
+    Both keep every score at or above a threshold, ties included; the threshold is
+    found by bisection over the bits of a float32, without sorting the vocabulary.
+    top_k = 0 and top_p = 1 keep everything.
+    """
+    vocab = scores_BxV.shape[1]
+    want = jnp.where(top_k_B > 0, top_k_B, vocab)[:, None]
+    order = _sortable(scores_BxV)
+    kept = order >= _largest(
+        lambda t: jnp.sum(order >= t, -1, keepdims=True) >= want, order
+    )
+    scores = jnp.where(kept, scores_BxV, NEVER)
+    probs = jax.nn.softmax(scores, -1)
+    order = _sortable(scores)
+    mass = jnp.minimum(top_p_B[:, None], 1.0)
+
+    def enough(t):
+        return jnp.sum(jnp.where(order >= t, probs, 0.0), -1, keepdims=True) >= mass
+
+    nucleus = (order >= _largest(enough, order)) | (top_p_B[:, None] >= 1)
+    return jnp.where(nucleus, scores, NEVER)
+
+
+def _sortable(x: jax.Array) -> jax.Array:
+    """float32 -> uint32 in the same order."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    sign = bits >> 31
+    return jnp.where(sign == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _largest(holds, order_BxV: jax.Array) -> jax.Array:
+    """The largest [B, 1] uint32 threshold for which `holds` (0 always does)."""
+
+    def body(i, t):
+        trial = t | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        return jnp.where(holds(trial), trial, t)
+
+    start = jnp.zeros((order_BxV.shape[0], 1), jnp.uint32)
+    return jax.lax.fori_loop(0, 32, body, start)

@@ -1,0 +1,220 @@
+"""The training loop: tasks, rollout, verdicts, credit, update, and again.
+
+One iteration, in the order of the code below:
+
+1. the data stream gives the step's tasks;
+2. the team works on them, each action being judged as soon as it exists;
+3. the trajectories with their verdicts are written down, whole;
+4. they are packed into arrays, and scores become advantages;
+5. one compiled update per mini-batch trains every agent on its own actions;
+6. numbers are written, the state is saved, held-out problems are tried.
+
+Everything that can be refused is refused before the first iteration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mappa_jax import records
+from mappa_jax.checkpoints import Checkpoints
+from mappa_jax.config import Config
+from mappa_jax.data import Data
+from mappa_jax.evaluate import evaluate
+from mappa_jax.learning import batch as batches
+from mappa_jax.learning.update import Learner, TeamState
+from mappa_jax.metrics import MetricWriter
+from mappa_jax.rollout import Rollout, Stage, rollout, success
+from mappa_jax.types import Missing
+
+
+class TooManyMissing(RuntimeError):
+    """The judge left too much of a batch unscored; the run has stopped, saved."""
+
+
+class Progress(Protocol):
+    """What the loop tells a person while it runs."""
+
+    def start(self, step: int, phase: str, total: int) -> None: ...
+    def advance(self) -> None: ...
+    def finish(self, step: int, metrics: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """The parts of a run, made by the launch script."""
+
+    config: Config
+    workdir: Path
+    data: Data
+    stage: Stage
+    eval_stage: Stage
+    learner: Learner
+    frozen: Any
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    progress: Progress
+
+
+async def train(run: Run, state: TeamState, start: int) -> TeamState:
+    """Runs iterations start + 1 to config.steps; the last state is saved on return.
+
+    Cancelling the task abandons the iteration under way: the state after the last
+    whole one is saved before `CancelledError` goes on.
+
+    Raises:
+      TooManyMissing: too large a share of a batch has no verdict; the state before
+        that batch is saved.
+      CheckpointError: the state could not be saved; earlier steps are whole.
+    """
+    config, step = run.config, start
+    saved = run.checkpoints.latest()
+    try:
+        if start == 0 and config.eval.at_start:
+            await _evaluate(run, state, 0)
+        for step in range(start + 1, config.steps + 1):
+            state, metrics = await _iterate(run, state, step)
+            if _due(config.eval.every, step) or (
+                config.eval.at_end and step == config.steps
+            ):
+                metrics["eval"] = await _evaluate(run, state, step)
+            run.writer.write(step, metrics)
+            run.progress.finish(step, metrics)
+            if step % config.checkpoint.every == 0 or step == config.steps:
+                _save(run, state, step, metrics)
+                saved = step
+    except (asyncio.CancelledError, TooManyMissing):
+        done = step - 1 if step > start else start
+        if done > (saved or 0):
+            _save(run, state, done, {})
+        raise
+    finally:
+        run.checkpoints.wait()
+    return state
+
+
+def _due(every: int, step: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+def _save(run: Run, state: TeamState, step: int, metrics: dict[str, Any]) -> None:
+    extra = {"data": run.data.train.state(step), "seed": run.config.seed}
+    run.checkpoints.save(step, state, extra, _flat(metrics))
+
+
+def _flat(metrics: dict[str, Any]) -> dict[str, float]:
+    from mappa_jax.metrics import flatten
+
+    return flatten(metrics)
+
+
+async def _iterate(
+    run: Run, state: TeamState, step: int
+) -> tuple[TeamState, dict[str, Any]]:
+    """One iteration; `state` is consumed only once the batch is complete."""
+    config, seconds = run.config, {}
+    tasks = run.data.train.batch(step - 1)
+    total = len(tasks) * config.data.samples_per_prompt
+    run.progress.start(step, "rollout", total)
+    async with run.stage.engine.running(state.trainable, run.frozen):
+        rolled = await rollout(
+            run.stage,
+            tasks,
+            samples=config.data.samples_per_prompt,
+            step=step,
+            evaluation=False,
+            on_done=run.progress.advance,
+        )
+    sampled = run.stage.engine.take_stats()
+    trajectories = rolled.trajectories
+    records.write_trajectories(records.training_path(run.workdir, step), trajectories)
+    _check_missing(config, rolled)
+    await asyncio.sleep(0)  # the last moment at which a cancelled step is undone
+
+    run.progress.start(step, "credit", 1)
+    with _timed(seconds, "credit"):
+        batch, facts, counts = batches.pack(
+            trajectories,
+            list(config.agents),
+            reward=config.reward,
+            mask_truncated=config.objective.mask_truncated,
+            row_buckets=config.train_buckets,
+            action_tokens=run.learner.action_tokens,
+            rows=run.learner.rows,
+            rng=np.random.default_rng((config.seed, step)),
+        )
+        batch = run.learner.assign_credit(state, run.frozen, batch, facts)
+    run.progress.start(step, "update", 1)
+    with _timed(seconds, "update"):
+        for _ in range(config.optimizer.epochs):
+            state, learned = run.learner.update(state, run.frozen, batch)
+    seconds |= {
+        "rollout": rolled.seconds,
+        "prefill": sampled.prefill_seconds,
+        "decode": sampled.decode_seconds,
+        "sandbox": rolled.sandbox_seconds,
+        "judge_exposed": rolled.judge_exposed_seconds,
+    }
+    return state, _metrics(config, rolled, counts, learned, seconds, sampled)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def _check_missing(config: Config, rolled: Rollout) -> None:
+    verdicts = [v for t in rolled.trajectories for v in t.verdicts]
+    missing = [v for v in verdicts if isinstance(v, Missing)]
+    share = len(missing) / max(len(verdicts), 1)
+    if share > config.judge.max_missing:
+        reasons = sorted({f"{m.reason.value}: {m.detail}" for m in missing})
+        raise TooManyMissing(
+            f"{len(missing)} of {len(verdicts)} actions have no verdict "
+            f"({share:.0%}; judge.max_missing={config.judge.max_missing:.0%}): "
+            + "; ".join(reasons[:3])
+        )
+
+
+def _metrics(config, rolled, counts, learned, seconds, sampled) -> dict[str, Any]:
+    agents = {
+        name: counts[name] | {k: float(v[i]) for k, v in learned.items()}
+        for i, name in enumerate(config.agents)
+    }
+    verdicts = [v for t in rolled.trajectories for v in t.verdicts]
+    return {
+        "agents": agents,
+        "team": dict(success(rolled.trajectories)),
+        "judge": {
+            "calls": len(verdicts),
+            "missing": sum(isinstance(v, Missing) for v in verdicts),
+            "cost": sum(v.call.cost for v in verdicts),
+        },
+        "seconds": seconds,
+        "tokens": {"prompt": sampled.prompt_tokens, "new": sampled.new_tokens},
+    }
+
+
+async def _evaluate(run: Run, state: TeamState, step: int) -> dict[str, Any]:
+    total = sum(map(len, run.data.eval.values())) * run.config.eval.samples
+    run.progress.start(step, "evaluate", total)
+    return await evaluate(
+        run.eval_stage,
+        (state.trainable, run.frozen),
+        run.data.eval,
+        run.config.eval,
+        seed=run.config.seed,
+        step=step,
+        workdir=run.workdir,
+        on_done=run.progress.advance,
+    )

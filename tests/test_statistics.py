@@ -1,0 +1,105 @@
+"""Averages, pass@k and intervals against numbers worked out by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mappa_jax import statistics
+from mappa_jax.types import Outcome, Task, Trajectory
+
+
+def test_avg_at_k_is_the_mean_over_problems_and_samples():
+    assert statistics.avg_at_k([[1, 0, 0, 0], [1, 1, 0, 1]]) == 0.5
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, 0.0], [[np.nan, 1.0]]])
+def test_avg_at_k_refuses_what_is_no_table_of_scores(scores):
+    with pytest.raises(ValueError):
+        statistics.avg_at_k(scores)
+
+
+def test_pass_at_k_equals_the_share_of_subsets_with_a_right_sample():
+    n, k = 6, 3
+    for c in range(n + 1):
+        samples = [True] * c + [False] * (n - c)
+        subsets = list(itertools.combinations(samples, k))
+        share = sum(map(any, subsets)) / len(subsets)
+        assert statistics.pass_at_k(n, c, k) == pytest.approx(share, abs=1e-12)
+
+
+def test_pass_at_k_by_hand():
+    # 1 - C(3, 2) / C(4, 2) = 1 - 3 / 6
+    np.testing.assert_allclose(statistics.pass_at_k(4, [0, 1, 3], 2), [0, 0.5, 1])
+    # k = 1 is the plain share; large n must not overflow
+    assert statistics.pass_at_k(2000, 500, 1) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("n, c, k", [(4, 1, 5), (4, 5, 1), (4, -1, 1), (4, 1, 0)])
+def test_pass_at_k_refuses_impossible_counts(n, c, k):
+    with pytest.raises(ValueError):
+        statistics.pass_at_k(n, c, k)
+
+
+def test_the_interval_has_the_width_of_theory():
+    values = np.array([0.0, 1.0] * 200)
+    low, high = statistics.bootstrap_interval(values, 4000, seed=0)
+    half = 1.96 * 0.5 / np.sqrt(400)
+    assert low == pytest.approx(0.5 - half, abs=0.005)
+    assert high == pytest.approx(0.5 + half, abs=0.005)
+    narrow = statistics.bootstrap_interval(values, 4000, seed=0, level=0.5)
+    assert low < narrow[0] < 0.5 < narrow[1] < high
+
+
+def test_the_interval_is_a_function_of_its_seed():
+    values = np.linspace(0, 1, 17)
+    one, again, other = (
+        statistics.bootstrap_interval(values, 50, seed=s) for s in (1, 1, 2)
+    )
+    assert one == again != other
+
+
+def test_the_interval_of_equal_values_is_a_point():
+    assert statistics.bootstrap_interval([0.25] * 8, 100, seed=0) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("values", [[], [np.inf, 1.0]])
+def test_the_interval_refuses_nothing_and_infinity(values):
+    with pytest.raises(ValueError):
+        statistics.bootstrap_interval(values, 10, seed=0)
+
+
+def _trajectory(source, identity, score):
+    outcome = None if score is None else Outcome(score)
+    return Trajectory(Task(identity, "?", source=source), -1, 0, (), outcome=outcome)
+
+
+def test_summary_by_source_leaves_ungraded_samples_out():
+    trajectories = [
+        _trajectory("aime", "1", 1.0),
+        _trajectory("aime", "2", 0.0),
+        _trajectory("amc", "1", 0.5),
+        _trajectory("aime", "1", 0.0),
+        _trajectory("aime", "2", None),
+        _trajectory("amc", "1", 0.5),
+    ]
+    scores = statistics.scores_by_source(trajectories)
+    assert scores == {"aime": [[1.0, 0.0], [0.0]], "amc": [[0.5, 0.5]]}
+    summary = statistics.summarise(scores, k=2, resamples=200, seed=0)
+    aime = summary["aime"]
+    assert (aime["value"], aime["problems"], aime["samples"]) == (0.25, 2, 3)
+    assert (aime["low"], aime["high"]) == (0.0, 0.5)
+    # Problem 2 has one sample only; partial credit is no pass.
+    assert aime["pass"] == {"value": 1.0, "low": 1.0, "high": 1.0, "problems": 1}
+    assert summary["amc"]["value"] == 0.5
+    assert summary["amc"]["pass"]["value"] == 0.0
+
+
+def test_summary_without_enough_samples_has_no_pass_rate():
+    summary = statistics.summarise({"aime": [[1.0]]}, k=2, resamples=10, seed=0)
+    assert "pass" not in summary["aime"]
+
+
+def test_summary_refuses_a_source_without_scores():
+    with pytest.raises(ValueError):
+        statistics.summarise({"aime": []}, k=1, resamples=10, seed=0)
