@@ -24,7 +24,11 @@ _STATED = re.compile(
     rf"(?:####|\banswer\b(?:\s+is|\s+would\s+be)?)[\s:=*$]*({_NUMBER})", re.IGNORECASE
 )
 _OUTPUT_HEAD = re.compile(
-    r"(?:tool|code|program|stdout|output|printed)[^\n:]{0,40}:[ \t`]*", re.IGNORECASE
+    r"^(?:tool |program )?output\b[^\n:]{0,40}:[ \t]*", re.IGNORECASE | re.MULTILINE
+)
+# What is shown of a run besides standard output; the numbers in it are no results.
+_NOT_STDOUT = re.compile(
+    r"^(?:stderr:|stopped: |exit status -?\d).*", re.DOTALL | re.MULTILINE
 )
 
 
@@ -118,27 +122,24 @@ def code_numbers(code: str) -> set[Fraction]:
 def shown_output(request: JudgeRequest) -> str:
     """What a program printed, as the agent was shown it; "" if it was shown none.
 
-    A "tool" turn is it; in any other turn it follows a heading such as "Tool output:"
-    and ends at a blank line. The task's own text is not searched.
+    It is the turn that answers the agent's own, or what follows the last heading such
+    as "Output of its code:" in what it was handed.
     """
-    for message in reversed(request.action.messages):
-        if message.role == "tool":
-            return message.content
-        if message.role == "user":
-            text = message.content.replace(request.task, " ")
-            blocks = _OUTPUT_HEAD.split(text)[1:]
-            for block in reversed(blocks):
-                output = block.strip("\n").split("\n\n")[0]
-                if find_numbers(output):
-                    return output
-    return ""
+    messages = request.action.messages
+    if not messages:
+        return ""
+    last = messages[-1]
+    answers_own_turn = len(messages) > 1 and messages[-2].role == "assistant"
+    if last.role == "tool" or answers_own_turn:
+        return _NOT_STDOUT.sub("", last.content)
+    parts = _OUTPUT_HEAD.split(last.content.replace(request.task, " "))
+    return _NOT_STDOUT.sub("", parts[-1]) if len(parts) > 1 else ""
 
 
 def received_answer(request: JudgeRequest) -> Fraction | None:
-    """The last answer that the agent was handed by another, as a number."""
-    for message in reversed(request.action.messages):
-        if message.role == "user":
-            answer = stated_answer(message.content.replace(request.task, " "))
-            if answer is not None and (value := to_number(answer)) is not None:
-                return value
+    """The last answer in what another agent handed on, as a number."""
+    handed = [m.content for m in request.action.messages if m.role == "user"][:1]
+    for text in handed:
+        answer = stated_answer(text.replace(request.task, " "))
+        return None if answer is None else to_number(answer)
     return None

@@ -44,7 +44,10 @@ def test_solver(make_request, text, fields, score):
     assert judge(make_request("solver", text, **fields)).score == score
 
 
-HANDED = (Message("system", "Compute."), Message("user", f"{TASK}\nThe answer is 80."))
+HANDED = (
+    Message("system", "Compute. Stay under 64 tokens."),
+    Message("user", f"Problem:\n{TASK}\n\nProblem solver:\nThe answer is 80."),
+)
 CODER = [
     # 1 form + 1 block + 2 ran + 2 printed + 2 numbers + 2 agrees
     (BLOCK, CODE, Observation("80\n"), 10.0),
@@ -78,14 +81,19 @@ def test_coder_without_a_solver_is_measured_by_the_rest(make_request):
 )
 @pytest.mark.parametrize("role", ["tool", "user"])
 def test_coder_reports_what_was_printed(make_request, role, text, score):
-    output = "80" if role == "tool" else "Tool output:\n80\n\nAt most 64 tokens."
-    messages = (*HANDED, Message("assistant", BLOCK), Message(role, output))
+    output = Message(role, "n is\n\n80\nstderr:\nwarning 7")
+    messages = (*HANDED, Message("assistant", BLOCK), output)
     request = make_request("coder", text, turn=1, messages=messages)
     assert judge(request).score == score
 
 
-SHOWN = (Message("user", f"{TASK}\n\nTool output:\n80\n\nAt most 64 tokens."),)
-FAILED = (Message("user", f"{TASK}\n\nTool output:\nNameError\n\nUse a box."),)
+def handed_to_verifier(output):
+    problem = f"Problem:\n{TASK}\n\nCode executor:\nI print 99 and the output: 98"
+    return (Message("user", f"{problem}\n\nOutput of its code:\n{output}"),)
+
+
+SHOWN = handed_to_verifier("n is\n\n80")
+FAILED = handed_to_verifier("stderr:\nline 3: NameError\nexit status 1")
 VERIFIER = [
     # 1 form + 2 boxed + 1 one + 3 tool (or a number) + 3 reference
     ("\\boxed{80}", SHOWN, "80", 10.0, True),
