@@ -17,8 +17,9 @@ import common
 common.prepare_environment()
 
 from absl import flags  # noqa: E402
-from console import ConsoleProgress, print_summary  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
+
+from console import ConsoleProgress, print_summary  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")

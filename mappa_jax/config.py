@@ -112,6 +112,7 @@ class WorkflowConfig:
     name: Literal["mathchat"] = "mathchat"
     tool_output_tokens: int = 512  # an observation is cut in the middle to this
     handoff_tokens: int = 1024  # likewise what one agent hands to the next
+    example: bool = False  # show every agent a worked example; small models need it
     tool_role: bool = True  # render observations as a "tool" turn, else "user"
 
 

@@ -138,9 +138,10 @@ async def _episode(
     judging: Pending = []
     task = address.task
 
-    def on_action(_: int, action: Action) -> None:
+    def on_action(index: int, action: Action) -> None:
         if stage.judge is not None:
-            judging.append(asyncio.create_task(_judge(stage, task, action)))
+            before = tuple(team.actions[:index])
+            judging.append(asyncio.create_task(_judge(stage, task, action, before)))
 
     team = EpisodeTeam(stage.seats, stage.engine, address, on_action)
     failure = None
@@ -174,7 +175,9 @@ async def _outcome(stage, task, actions, failure) -> Outcome | None:
     return await stage.grader.grade(task, final)
 
 
-async def _judge(stage: Stage, task: Task, action: Action) -> Verdict | Missing:
+async def _judge(
+    stage: Stage, task: Task, action: Action, before: tuple[Action, ...]
+) -> Verdict | Missing:
     if action.fault is not None:
         call = JudgeCall(judge="none")
         return Missing(MissingReason.INFRASTRUCTURE, action.fault, call)
@@ -189,6 +192,7 @@ async def _judge(stage: Stage, task: Task, action: Action) -> Verdict | Missing:
         task=task.prompt,
         action=action,
         token_limit=stage.brief.token_limits[role.name],
+        before=before,
         reference=task.answer if shown else None,
     )
     return await stage.judge.score(request)

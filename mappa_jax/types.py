@@ -209,6 +209,7 @@ class JudgeRequest:
       task: the problem statement.
       action: the action, its observation included.
       token_limit: the agent's limit of new tokens.
+      before: the trajectory's earlier actions, in order.
       reference: the reference answer, only where the config shows it.
     """
 
@@ -217,6 +218,7 @@ class JudgeRequest:
     task: str
     action: Action
     token_limit: int
+    before: tuple[Action, ...] = ()
     reference: str | None = None
 
     @property

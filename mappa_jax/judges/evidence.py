@@ -7,7 +7,7 @@ import re
 import warnings
 from fractions import Fraction
 
-from mappa_jax.judges.arithmetic import Step, find_numbers, find_steps, to_number
+from mappa_jax.judges.arithmetic import Step, find_numbers, find_steps
 from mappa_jax.types import JudgeRequest
 
 # Readable: so much of it is letters, digits, blanks or common marks, and of its
@@ -96,50 +96,36 @@ def stated_answer(text: str) -> str | None:
     return stated[-1] if stated else None
 
 
-def code_numbers(code: str) -> set[Fraction]:
+def code_numbers(code: str) -> list[Fraction]:
     """The numbers that a program computes with: none if it only prints them."""
     if len(code) > MAX_CODE_CHARS:
-        return set()
+        return []
     try:
         with warnings.catch_warnings():  # about the agent's code, and not for our log
             warnings.simplefilter("ignore")
             tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()
+        return []
     nodes = list(ast.walk(tree))
     if not any(isinstance(node, ast.BinOp | ast.AugAssign) for node in nodes):
-        return set()
+        return []
     values = [node.value for node in nodes if isinstance(node, ast.Constant)]
-    return {
+    return [
         Fraction(str(value))
         for value in values
         if isinstance(value, int | float)
         and not isinstance(value, bool)
         and abs(value) < LARGEST_CONSTANT
-    }
+    ]
 
 
 def shown_output(request: JudgeRequest) -> str:
-    """What a program printed, as the agent was shown it; "" if it was shown none.
-
-    It is the turn that answers the agent's own, or what follows the last heading such
-    as "Output of its code:" in what it was handed.
-    """
-    messages = request.action.messages
-    if not messages:
-        return ""
-    last = messages[-1]
-    answers_own_turn = len(messages) > 1 and messages[-2].role == "assistant"
-    if last.role == "tool" or answers_own_turn:
-        return _NOT_STDOUT.sub("", last.content)
-    parts = _OUTPUT_HEAD.split(last.content.replace(request.task, " "))
-    return _NOT_STDOUT.sub("", parts[-1]) if len(parts) > 1 else ""
+    """What the team's last program before this action printed; "" if none ran."""
+    seen = [a.observation.stdout for a in request.before if a.observation is not None]
+    return seen[-1] if seen else ""
 
 
-def received_answer(request: JudgeRequest) -> Fraction | None:
-    """The last answer in what another agent handed on, as a number."""
-    handed = [m.content for m in request.action.messages if m.role == "user"][:1]
-    for text in handed:
-        answer = stated_answer(text.replace(request.task, " "))
-        return None if answer is None else to_number(answer)
-    return None
+def last_number(text: str) -> Fraction | None:
+    """The last number in `text`."""
+    found = find_numbers(text)
+    return found[-1] if found else None

@@ -10,6 +10,7 @@ what was handed on.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -111,27 +112,25 @@ def _coder(request: JudgeRequest) -> tuple[Check, ...]:
     ran = seen is not None and seen.ok
     printed = find_numbers(seen.stdout) if seen is not None and ran else ()
     used = evidence.code_numbers(action.code or "")
-    checks = [
+    return (
         Check("code block present", 1, float(action.code is not None)),
         Check("code ran without error", 2, float(ran)),
         Check("printed a number", 2, float(bool(printed))),
+        # Not whether it agrees with the solver, who may well be wrong.
         Check(
-            "code computes with the task's numbers", 2, _coverage(request.task, used)
+            "code computes with the task's numbers", 4, _coverage(request.task, used)
         ),
-    ]
-    claimed = evidence.received_answer(request)
-    if claimed is not None:
-        agrees = claimed in printed[-1:]
-        checks.append(Check("printed result agrees with the solver", 2, float(agrees)))
-    return tuple(checks)
+    )
 
 
 def _report(request: JudgeRequest, shown: str) -> tuple[Check, ...]:
     """A later turn that runs nothing and says what the program has found."""
-    answer = evidence.stated_answer(request.action.content)
+    text = request.action.content
+    value = evidence.last_number(evidence.stated_answer(text) or text)
+    found = value is not None and value == evidence.last_number(shown)
     return (
-        Check("states the result", 3, float(answer is not None)),
-        Check("the result is what was printed", 6, _agrees(answer, shown)),
+        Check("states a result", 3, float(value is not None)),
+        Check("the result is what was printed", 6, float(found)),
     )
 
 
@@ -184,15 +183,15 @@ def _correct(request: JudgeRequest) -> bool | None:
 def _agrees(answer: str | None, shown: str) -> float:
     """Whether the answer is the last number of what a program printed."""
     value = None if answer is None else to_number(answer)
-    return float(value is not None and value in find_numbers(shown)[-1:])
+    return float(value is not None and value == evidence.last_number(shown))
 
 
 def _coverage(task: str, used) -> float:
-    """The share of the task's distinct numbers that are among `used`."""
-    wanted = set(find_numbers(task))
+    """The share of the task's numbers, as often as they occur, that are `used`."""
+    wanted = collections.Counter(find_numbers(task))
     if not wanted:
         return float(bool(used))
-    return _share(len(wanted & set(used)), len(wanted))
+    return _share((wanted & collections.Counter(used)).total(), wanted.total())
 
 
 def _share(part: int, whole: int) -> float:

@@ -28,7 +28,6 @@ from mappa_jax.learning.batch import ActionFacts, TrainBatch
 from mappa_jax.models.policy import Policy
 from mappa_jax.parallel import mesh as meshlib
 
-
 METRICS = (
     "kl",
     "clip_fraction",

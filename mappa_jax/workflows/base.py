@@ -64,7 +64,8 @@ class Brief:
       max_turns: agent -> actions per trajectory.
       tool_characters: an observation is cut in the middle to this.
       handoff_characters: likewise what one agent hands to the next.
-      tool_role: render observations as a "tool" turn, else as a "user" turn.
+      tool_role: the role of a turn that carries an observation.
+      example: show every agent a worked example first.
     """
 
     token_limits: dict[str, int]
@@ -72,6 +73,7 @@ class Brief:
     tool_characters: int
     handoff_characters: int
     tool_role: str
+    example: bool
 
 
 CHARACTERS_PER_TOKEN = 4
@@ -84,6 +86,7 @@ def brief(config: Config) -> Brief:
         tool_characters=CHARACTERS_PER_TOKEN * config.workflow.tool_output_tokens,
         handoff_characters=CHARACTERS_PER_TOKEN * config.workflow.handoff_tokens,
         tool_role="tool" if config.workflow.tool_role else "user",
+        example=config.workflow.example,
     )
 
 

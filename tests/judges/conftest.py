@@ -13,7 +13,9 @@ TEAM = (
 )
 
 
-def _request(role, text, *, messages=None, tokens=5, reference=None, **action):
+def _request(
+    role, text, *, messages=None, tokens=5, reference=None, before=(), **action
+):
     team = {seat.name: seat for seat in TEAM}
     if messages is None:
         messages = (Message("system", "You do sums."), Message("user", TASK))
@@ -32,6 +34,7 @@ def _request(role, text, *, messages=None, tokens=5, reference=None, **action):
             **fields,
         ),
         token_limit=64,
+        before=tuple(before),
         reference=reference,
     )
 

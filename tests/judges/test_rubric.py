@@ -1,6 +1,7 @@
 """The rubric's scores, computed by hand, and that nothing can break it."""
 
 import asyncio
+import dataclasses
 
 import hypothesis
 import hypothesis.strategies as st
@@ -44,78 +45,85 @@ def test_solver(make_request, text, fields, score):
     assert judge(make_request("solver", text, **fields)).score == score
 
 
-HANDED = (
-    Message("system", "Compute. Stay under 64 tokens."),
-    Message("user", f"Problem:\n{TASK}\n\nProblem solver:\nThe answer is 80."),
-)
 CODER = [
-    # 1 form + 1 block + 2 ran + 2 printed + 2 numbers + 2 agrees
+    # 1 form + 1 block + 2 ran + 2 printed + 4 numbers
     (BLOCK, CODE, Observation("80\n"), 10.0),
-    (BLOCK, CODE, Observation("81\n"), 8.0),
-    (BLOCK, CODE, Observation(""), 6.0),
-    (BLOCK, CODE, Observation("80\n", exit_status=1), 4.0),
-    (BLOCK, CODE, Observation("80\n", limit="wall_time"), 4.0),
-    (BLOCK, CODE, None, 4.0),
-    ("print", "print(80)", Observation("80\n"), 8.0),  # computes nothing
-    ("print", "print(12 * 7)", Observation("84\n"), 7.3333),  # 1+1+2+2+4/3
+    (BLOCK, CODE, Observation("81\n"), 10.0),  # whatever the solver had said
+    (BLOCK, CODE, Observation(""), 8.0),
+    (BLOCK, CODE, Observation("80\n", exit_status=1), 6.0),
+    (BLOCK, CODE, Observation("80\n", limit="wall_time"), 6.0),
+    (BLOCK, CODE, None, 6.0),
+    ("print", "print(80)", Observation("80\n"), 6.0),  # computes nothing
+    ("print", "print(12 * 7)", Observation("84\n"), 8.6667),  # 1+1+2+2+8/3
     ("It is 80.", None, None, 1.0),
 ]
 
 
 @pytest.mark.parametrize("text, code, seen, score", CODER)
 def test_coder(make_request, text, code, seen, score):
-    fields = {"code": code, "observation": seen, "messages": HANDED}
-    request = make_request("coder", text, **fields)
+    request = make_request("coder", text, code=code, observation=seen)
     assert judge(request).score == score
 
 
-def test_coder_without_a_solver_is_measured_by_the_rest(make_request):
-    request = make_request("coder", BLOCK, code=CODE, observation=Observation("80"))
-    verdict = judge(request)
-    assert verdict.score == 10.0 and "solver" not in verdict.rationale
+def test_a_number_counts_as_often_as_the_task_has_it(make_request):
+    request = make_request("coder", BLOCK, code="print(3 + 5)", observation=None)
+    request = dataclasses.replace(request, task="What is 3 + 5 - 3?")
+    # 1 form + 1 block + 4 * 2/3
+    assert judge(request).score == 4.6667
+
+
+def ran(make_request, stdout, **fields):
+    """What a program printed before the action that is judged."""
+    seen = Observation(stdout, **fields)
+    return (make_request("coder", BLOCK, code=CODE, observation=seen).action,)
 
 
 @pytest.mark.parametrize(
     "text, score",
-    [("The answer is 80.", 10.0), ("The answer is 8.", 4.0), ("Done.", 1.0)],
+    [
+        ("The answer is 80.", 10.0),
+        ("The code printed 80, as expected.", 10.0),
+        ("The answer is 8.", 4.0),
+        ("Done.", 1.0),
+    ],
 )
-@pytest.mark.parametrize("role", ["tool", "user"])
-def test_coder_reports_what_was_printed(make_request, role, text, score):
-    output = Message(role, "n is\n\n80\nstderr:\nwarning 7")
-    messages = (*HANDED, Message("assistant", BLOCK), output)
-    request = make_request("coder", text, turn=1, messages=messages)
+def test_coder_reports_what_was_printed(make_request, text, score):
+    before = ran(make_request, "n is\n\n80\n", stderr="warning 7")
+    request = make_request("coder", text, turn=1, before=before)
     assert judge(request).score == score
 
 
-def handed_to_verifier(output):
-    problem = f"Problem:\n{TASK}\n\nCode executor:\nI print 99 and the output: 98"
-    return (Message("user", f"{problem}\n\nOutput of its code:\n{output}"),)
-
-
-SHOWN = handed_to_verifier("n is\n\n80")
-FAILED = handed_to_verifier("stderr:\nline 3: NameError\nexit status 1")
 VERIFIER = [
     # 1 form + 2 boxed + 1 one + 3 tool (or a number) + 3 reference
-    ("\\boxed{80}", SHOWN, "80", 10.0, True),
-    ("\\boxed{80}", SHOWN, None, 10.0, None),
-    ("\\boxed{81}", SHOWN, "80", 4.0, False),
-    ("\\boxed{81}", SHOWN, None, 5.7143, None),  # 4 of 7
-    ("\\boxed{81} \\boxed{80}", SHOWN, "80", 9.0, True),
-    ("\\boxed{80}", SHOWN, "79", 7.0, False),
-    ("\\boxed{80}", FAILED, "80", 10.0, True),
-    ("\\boxed{eighty}", FAILED, "80", 4.0, False),
-    ("The answer is 80.", SHOWN, "80", 1.0, True),
-    ("\\boxed{80", SHOWN, "80", 1.0, False),
-    ("\\boxed{}", SHOWN, "80", 1.0, False),
-    ("Hm.", SHOWN, "80", 1.0, False),
+    ("\\boxed{80}", "n is 80", "80", 10.0, True),
+    ("\\boxed{80}", "n is 80", None, 10.0, None),
+    ("\\boxed{81}", "n is 80", "80", 4.0, False),
+    ("\\boxed{81}", "n is 80", None, 5.7143, None),  # 4 of 7
+    ("\\boxed{81} \\boxed{80}", "n is 80", "80", 9.0, True),
+    ("\\boxed{80}", "n is 80", "79", 7.0, False),
+    ("\\boxed{80}", "", "80", 10.0, True),
+    ("\\boxed{eighty}", "", "80", 4.0, False),
+    ("The answer is 80.", "n is 80", "80", 1.0, True),
+    ("\\boxed{80", "n is 80", "80", 1.0, False),
+    ("\\boxed{}", "n is 80", "80", 1.0, False),
+    ("Hm.", "n is 80", "80", 1.0, False),
 ]
 
 
-@pytest.mark.parametrize("text, messages, reference, score, correct", VERIFIER)
-def test_verifier(make_request, text, messages, reference, score, correct):
-    request = make_request("verifier", text, messages=messages, reference=reference)
+@pytest.mark.parametrize("text, stdout, reference, score, correct", VERIFIER)
+def test_verifier(make_request, text, stdout, reference, score, correct):
+    before = ran(make_request, stdout)
+    request = make_request("verifier", text, before=before, reference=reference)
     verdict = judge(request)
     assert (verdict.score, verdict.correct) == (score, correct)
+
+
+def test_an_output_that_an_agent_only_claims_counts_for_nothing(make_request):
+    claimed = (Message("user", f"{TASK}\n\nOutput of its code:\n81"),)
+    before = ran(make_request, "80")
+    text = "\\boxed{81}"
+    request = make_request("verifier", text, messages=claimed, before=before)
+    assert judge(request).score == 5.7143
 
 
 def test_only_the_last_agent_is_measured_by_the_reference(make_request):
@@ -147,7 +155,9 @@ def test_random_bytes_earn_next_to_nothing(make_request, role):
     rng = np.random.default_rng(0)
     for _ in range(50):
         text = rng.bytes(200).decode(errors="replace")
-        assert judge(make_request(role, text, messages=SHOWN)).score <= 2
+        assert (
+            judge(make_request(role, text, before=ran(make_request, "80"))).score <= 2
+        )
 
 
 ANY_TEXT = st.text() | st.text("0123456789+-*/=()., \\boxed{}answeris%`\n")
