@@ -37,11 +37,12 @@ def get_config(arg=None):
     config.sampler.prefill_rows = 4
     config.sampler.prompt_buckets = (192, 256, 384)
     config.sampler.context = 512
-    config.train_buckets = (256, 320, 448)
+    config.packing.row_tokens = 512
+    config.packing.row_action_tokens = 192
+    config.packing.rows = 2
 
-    config.remat = False  # 24 rows fit in memory, and the update is a quarter faster
+    config.remat = False  # two rows fit in memory, and the update is a quarter faster
     config.objective.mask_truncated = False  # so short a limit is often met
     config.optimizer.actions_per_update = 8
-    config.optimizer.rows_per_microbatch = 8
     config.optimizer.warmup_fraction = 0.0
     return config

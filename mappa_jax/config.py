@@ -178,8 +178,16 @@ class OptimizerConfig:
     final_fraction: float = 0.1  # cosine down to this share of the peak
     total_updates: int = 0  # optimiser steps of the schedule; 0: estimated
     actions_per_update: int = 16  # a mini-batch, per agent
-    rows_per_microbatch: int = 4
     epochs: int = 1  # passes over a rollout batch
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingConfig:
+    """The fixed shape into which actions are packed for the update."""
+
+    row_tokens: int = 1024  # of a row; the longest action must fit
+    row_action_tokens: int = 512  # of them sampled
+    rows: int = 4  # of a micro-batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +240,6 @@ class Config:
     mode: Literal["full", "lora"] = "full"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    train_buckets: tuple[int, ...] = (256, 512, 1024)  # padded row lengths
     remat: bool = True  # recompute activations layer by layer in the backward pass
     sampler: SamplerConfig = SamplerConfig()
     data: DataConfig = DataConfig()
@@ -244,6 +251,7 @@ class Config:
     kl: KLConfig = KLConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    packing: PackingConfig = PackingConfig()
     lora: LoRAConfig = LoRAConfig()
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
@@ -366,20 +374,17 @@ def _check(config: Config) -> None:
         positive(f"sampler.{key}", getattr(config.sampler, key))
     for key in ("prompts_per_step", "samples_per_prompt"):
         positive(f"data.{key}", getattr(config.data, key))
-    optimizer = config.optimizer
-    positive("optimizer.rows_per_microbatch", optimizer.rows_per_microbatch)
-    if optimizer.actions_per_update % optimizer.rows_per_microbatch:
-        refuse(
-            "optimizer.actions_per_update",
-            "must be a multiple of optimizer.rows_per_microbatch",
-        )
-    positive("optimizer.epochs", optimizer.epochs)
-    for key, buckets in (
-        ("sampler.prompt_buckets", config.sampler.prompt_buckets),
-        ("train_buckets", config.train_buckets),
-    ):
-        if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
-            refuse(key, f"must be increasing positive lengths, got {buckets}")
+    positive("optimizer.actions_per_update", config.optimizer.actions_per_update)
+    positive("optimizer.epochs", config.optimizer.epochs)
+    positive("packing.rows", config.packing.rows)
+    longest = max(agent.max_new_tokens for agent in config.agents.values())
+    if config.packing.row_action_tokens < longest:
+        refuse("packing.row_action_tokens", f"must hold an action of {longest} tokens")
+    if config.packing.row_tokens < context:
+        refuse("packing.row_tokens", f"must be at least sampler.context={context}")
+    buckets = config.sampler.prompt_buckets
+    if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
+        refuse("sampler.prompt_buckets", f"must increase from 1, got {buckets}")
     if context % config.sampler.cache_block:
         refuse("sampler.context", "must be a multiple of sampler.cache_block")
     if context < config.sampler.prompt_buckets[-1]:
@@ -387,6 +392,8 @@ def _check(config: Config) -> None:
     if not 0 <= config.judge.max_missing <= 1:
         refuse("judge.max_missing", "must be in 0..1")
     if config.mode == "lora":
+        if config.mesh.agent != 1:
+            refuse("mesh.agent", 'must be 1 with mode="lora": agents share one base')
         positive("lora.rank", config.lora.rank)
         if not config.lora.targets:
             refuse("lora.targets", "name at least one projection")

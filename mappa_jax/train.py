@@ -31,7 +31,7 @@ from mappa_jax.data import Data
 from mappa_jax.evaluate import evaluate
 from mappa_jax.learning import batch as batches
 from mappa_jax.learning.update import Learner, TeamState
-from mappa_jax.metrics import MetricWriter
+from mappa_jax.metrics import MetricWriter, flatten
 from mappa_jax.rollout import Rollout, Stage, rollout, success
 from mappa_jax.types import Missing
 
@@ -107,13 +107,7 @@ def _due(every: int, step: int) -> bool:
 
 def _save(run: Run, state: TeamState, step: int, metrics: dict[str, Any]) -> None:
     extra = {"data": run.data.train.state(step), "seed": run.config.seed}
-    run.checkpoints.save(step, state, extra, _flat(metrics))
-
-
-def _flat(metrics: dict[str, Any]) -> dict[str, float]:
-    from mappa_jax.metrics import flatten
-
-    return flatten(metrics)
+    run.checkpoints.save(step, state, extra, flatten(metrics))
 
 
 async def _iterate(
@@ -141,21 +135,20 @@ async def _iterate(
 
     run.progress.start(step, "credit", 1)
     with _timed(seconds, "credit"):
-        batch, facts, counts = batches.pack(
+        packed = batches.pack(
             trajectories,
             list(config.agents),
+            run.learner.shape,
             reward=config.reward,
-            mask_truncated=config.objective.mask_truncated,
-            row_buckets=config.train_buckets,
-            action_tokens=run.learner.action_tokens,
-            rows=run.learner.rows,
+            objective=config.objective,
+            actions_per_update=config.optimizer.actions_per_update,
             rng=np.random.default_rng((config.seed, step)),
         )
-        batch = run.learner.assign_credit(state, run.frozen, batch, facts)
+        packed = run.learner.assign_credit(state, run.frozen, packed)
     run.progress.start(step, "update", 1)
     with _timed(seconds, "update"):
         for _ in range(config.optimizer.epochs):
-            state, learned = run.learner.update(state, run.frozen, batch)
+            state, learned = run.learner.update(state, run.frozen, packed)
     seconds |= {
         "rollout": rolled.seconds,
         "prefill": sampled.prefill_seconds,
@@ -163,7 +156,7 @@ async def _iterate(
         "sandbox": rolled.sandbox_seconds,
         "judge_exposed": rolled.judge_exposed_seconds,
     }
-    return state, _metrics(config, rolled, counts, learned, seconds, sampled)
+    return state, _metrics(config, rolled, packed.counts, learned, seconds, sampled)
 
 
 @contextlib.contextmanager

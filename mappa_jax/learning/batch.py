@@ -1,44 +1,54 @@
 """The arrays of one rollout batch, and how trajectories become them.
 
-This is the seam: on one side trajectories with text, on the other arrays.
+This is the seam: on one side trajectories with text, on the other arrays. There
+are two layouts. Credit sees one action per row (`Actions`). The model sees rows of
+a fixed length into which several actions of one agent are packed, told apart by
+segment ids (`TrainBatch`), one such batch per optimiser step. `Slot`s say where an
+action of the first layout lies in the second.
 
-Axes: A agents, N rows (one action each), T tokens of a row, C action tokens.
+Axes: A agents, N actions, C action tokens; W lanes, M micro-batches, R rows, T
+tokens of a row. With one stack of weights per agent a lane is an agent; with
+adapters over one base all agents share one lane, and a row names its agent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
 import numpy as np
 
-from mappa_jax.config import ConfigError, RewardConfig
-from mappa_jax.types import Action, Trajectory, Verdict
+from mappa_jax.config import ConfigError, ObjectiveConfig, PackingConfig, RewardConfig
+from mappa_jax.types import Action, Missing, Trajectory, Verdict
 
 
 @chex.dataclass(frozen=True)
 class TrainBatch:
-    """What the learner sees; any number of leading axes before rows.
+    """What the model sees in one optimiser step.
 
     Attributes:
-      tokens: [.., T] int32, prompt then sampled tokens, right-padded.
-      positions: [.., T] int32, within the segment.
-      segments: [.., T] int32, 0 is padding.
-      index: [.., C] int32: the position whose logits predict this action token;
-        the token itself stands at index + 1.
-      mask: [.., C] float32, 1 for an action token that is trained on.
-      temperature: [.., C] float32, what the logits are divided by.
-      behaviour: [.., C] float32 log-probabilities when sampled.
-      reference: [.., C] float32 under the reference policy.
-      old: [.., C] float32, the denominator of the ratio.
-      importance: [.., C] float32, a constant weight of the surrogate.
-      advantage: [.., C] float32.
+      tokens: [W, M, R, T] int32, prompt and sampled tokens of each action in turn.
+      positions: [W, M, R, T] int32, within the action.
+      segments: [W, M, R, T] int32, from 1; 0 is padding.
+      agent: [W, M, R] int32, the row's agent.
+      index: [W, M, R, C] int32: the position whose logits predict this action
+        token; the token itself stands at index + 1.
+      mask: [W, M, R, C] float32, 1 for an action token that is trained on.
+      temperature: [W, M, R, C] float32, what the logits are divided by.
+      behaviour: [W, M, R, C] float32, log-probabilities when sampled.
+      reference: [W, M, R, C] float32, under the reference policy.
+      old: [W, M, R, C] float32, the denominator of the ratio.
+      importance: [W, M, R, C] float32, a constant weight of the surrogate.
+      advantage: [W, M, R, C] float32.
+      weight: [W, M, R, C] float32: an agent's loss is the sum of weight * token loss.
     """
 
     tokens: Any
     positions: Any
     segments: Any
+    agent: Any
     index: Any
     mask: Any
     temperature: Any
@@ -47,185 +57,308 @@ class TrainBatch:
     old: Any
     importance: Any
     advantage: Any
+    weight: Any
 
 
 @chex.dataclass(frozen=True)
-class ActionFacts:
-    """One number per action, [A, N].
+class Actions:
+    """What credit sees: one action per row, [A, N] or [A, N, C].
 
     Attributes:
-      reward: the action's reward (0 where masked).
-      valid: bool, the action is trained on.
-      group: int32, equal for the samples of one task and turn.
-      kind: int32, equal for tasks of one source.
+      reward: [A, N] float32, 0 where masked.
+      group: [A, N] int32, equal for the samples of one task and turn.
+      kind: [A, N] int32, equal for tasks of one source.
+      mask: [A, N, C] float32, 0 throughout for an action that is not trained on.
+      behaviour: [A, N, C] float32.
     """
 
     reward: Any
-    valid: Any
     group: Any
     kind: Any
+    mask: Any
+    behaviour: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Where an action lies: `agent`, `number` in Actions; the rest in a TrainBatch.
+
+    `row` is (lane, micro-batch, row); `start` the offset of its first token, `at`
+    that of its first action token; `segment` counts from 1.
+    """
+
+    agent: int
+    number: int
+    row: tuple[int, int, int]
+    start: int
+    at: int
+    segment: int
+    action: Action
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Minibatch:
+    """One optimiser step: its arrays, its actions, its non-empty micro-batches."""
+
+    batch: TrainBatch
+    slots: tuple[Slot, ...]
+    count: int
+
+    def gather(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copies a [W, M, R, C] array of rows into an [A, N, C] one of actions."""
+        for s in self.slots:
+            n = len(s.action.token_ids)
+            out[s.agent, s.number, :n] = rows[s.row][s.at : s.at + n]
+
+    def scatter(self, actions: np.ndarray) -> np.ndarray:
+        """The inverse: an [A, N, C] array laid out like the rows."""
+        out = np.zeros(self.batch.mask.shape, np.float32)
+        for s in self.slots:
+            n = len(s.action.token_ids)
+            out[s.row][s.at : s.at + n] = actions[s.agent, s.number, :n]
+        return out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+    """A rollout batch in both layouts, and counts per agent."""
+
+    actions: Actions
+    minibatches: tuple[Minibatch, ...]
+    counts: dict[str, dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The fixed shapes: N, C of Actions, and (W, M, R, T, C) of a TrainBatch."""
+
+    actions: int
+    action_tokens: int
+    lanes: int
+    microbatches: int
+    packing: PackingConfig
+
+
+Judged = tuple[Trajectory, Action, Verdict | Missing]
 
 
 def pack(
     trajectories: Sequence[Trajectory],
     agents: Sequence[str],
+    shape: Shape,
     *,
     reward: RewardConfig,
-    mask_truncated: bool,
-    row_buckets: Sequence[int],
-    action_tokens: int,
-    rows: int,
+    objective: ObjectiveConfig,
+    actions_per_update: int,
     rng: np.random.Generator,
-) -> tuple[TrainBatch, ActionFacts, dict[str, dict[str, float]]]:
-    """Trajectories -> arrays [A, N, ...], shuffled per agent.
+) -> Packed:
+    """Trajectories -> arrays, each agent's actions shuffled and cut in mini-batches.
 
-    An action carries no gradient, and is left out of every statistic, if its
-    verdict is missing, an infrastructure fault touched it, or (`mask_truncated`)
-    it ran into its token limit.
-
-    Args:
-      trajectories: with verdicts.
-      agents: the order of the agent axis.
-      reward: how scores and outcomes become rewards.
-      mask_truncated: as above.
-      row_buckets: the lattice of T; the least that fits all rows is taken.
-      action_tokens: C.
-      rows: N.
-      rng: of the shuffle.
-
-    Returns:
-      The batch (old, reference and advantage still zero), one number per action,
-      and counts per agent: actions, missing, faults, truncated, tokens.
+    An action carries no gradient, takes no room in a row and is left out of every
+    statistic if its verdict is missing, if an infrastructure fault touched it, or,
+    with `objective.mask_truncated`, if it ran into its token limit.
 
     Raises:
-      ConfigError: a row is longer than the last bucket.
+      ConfigError: an action does not fit into a row.
     """
-    actions = {name: _actions_of(trajectories, name) for name in agents}
+    judged = {name: list(_judged(trajectories, name)) for name in agents}
+    counts = {name: _counts(rows) for name, rows in judged.items()}
     if reward.shuffle:
-        actions = {n: _shuffle_scores(found, rng) for n, found in actions.items()}
-    if (most := max(map(len, actions.values()))) > rows:
-        raise ValueError(f"{most} actions of one agent, but room for {rows}")
-    longest = max(
-        (len(a.prompt_ids) + len(a.token_ids) for _, _, a, _ in _all(actions)),
-        default=1,
-    )
-    t = _bucket(longest, row_buckets)
-    batch, facts = _zeros(len(agents), rows, t, action_tokens)
-    for i, name in enumerate(agents):
-        groups: dict[Any, int] = {}
-        kinds: dict[str, int] = {}
-        order = rng.permutation(len(actions[name]))
-        for row, chosen in enumerate(order):
-            trajectory, _, action, verdict = actions[name][chosen]
-            _write_row(batch, (i, row), action)
-            keep = _kept(action, verdict, mask_truncated)
-            batch.mask[i, row, : len(action.token_ids)] = keep
-            key = (trajectory.task.id, action.turn)
-            facts.group[i, row] = groups.setdefault(key, len(groups))
-            source = trajectory.task.source
-            facts.kind[i, row] = kinds.setdefault(source, len(kinds))
-            facts.valid[i, row] = keep
-            if keep:
-                is_last = action is trajectory.actions[-1]
-                facts.reward[i, row] = _reward(trajectory, verdict, is_last, reward)
-    return batch, facts, {n: _counts(actions[n]) for n in agents}
-
-
-def _actions_of(trajectories, name):
-    return [
-        (trajectory, i, action, verdict)
-        for trajectory in trajectories
-        for i, (action, verdict) in enumerate(
-            zip(trajectory.actions, trajectory.verdicts, strict=True)
-        )
-        if action.agent == name
+        judged = {n: _shuffle_scores(rows, rng) for n, rows in judged.items()}
+    kept = [
+        [row for row in judged[name] if _kept(row, objective.mask_truncated)]
+        for name in agents
     ]
+    kept = [[rows[i] for i in rng.permutation(len(rows))] for rows in kept]
+    actions = _actions(kept, shape, reward)
+    steps = -(-max(map(len, kept)) // actions_per_update)
+    cut = [
+        slice(k * actions_per_update, (k + 1) * actions_per_update)
+        for k in range(steps)
+    ]
+    minibatches = tuple(_minibatch(kept, part, shape, objective) for part in cut)
+    return Packed(actions, minibatches, counts)
 
 
-def _all(actions: Mapping[str, list]) -> list:
-    return [row for rows in actions.values() for row in rows]
+def _judged(trajectories: Sequence[Trajectory], name: str) -> Iterator[Judged]:
+    for trajectory in trajectories:
+        pairs = zip(trajectory.actions, trajectory.verdicts, strict=True)
+        for action, verdict in pairs:
+            if action.agent == name:
+                yield trajectory, action, verdict
 
 
-def _shuffle_scores(rows: list, rng: np.random.Generator) -> list:
+def _shuffle_scores(rows: list[Judged], rng: np.random.Generator) -> list[Judged]:
     """A control: verdicts permuted between an agent's actions."""
-    verdicts = [row[3] for row in rows]
     order = rng.permutation(len(rows))
-    return [(*row[:3], verdicts[j]) for row, j in zip(rows, order, strict=True)]
+    return [(t, a, rows[j][2]) for (t, a, _), j in zip(rows, order, strict=True)]
 
 
-def _bucket(longest: int, buckets: Sequence[int]) -> int:
-    for bucket in buckets:
-        if longest <= bucket:
-            return bucket
-    raise ConfigError(
-        f"train_buckets: an action of {longest} tokens (prompt and answer) does not "
-        f"fit; the last bucket is {buckets[-1]}"
-    )
-
-
-def _zeros(a: int, n: int, t: int, c: int) -> tuple[TrainBatch, ActionFacts]:
-    def ints(width):
-        return np.zeros((a, n, width), np.int32)
-
-    def floats():
-        return np.zeros((a, n, c), np.float32)
-
-    batch = TrainBatch(
-        tokens=ints(t),
-        positions=ints(t),
-        segments=ints(t),
-        index=ints(c),
-        mask=floats(),
-        temperature=np.ones((a, n, c), np.float32),
-        behaviour=floats(),
-        reference=floats(),
-        old=floats(),
-        importance=np.ones((a, n, c), np.float32),
-        advantage=floats(),
-    )
-    facts = ActionFacts(
-        reward=np.zeros((a, n), np.float32),
-        valid=np.zeros((a, n), bool),
-        group=np.zeros((a, n), np.int32),
-        kind=np.zeros((a, n), np.int32),
-    )
-    return batch, facts
-
-
-def _write_row(batch: TrainBatch, row: tuple[int, int], action: Action) -> None:
-    prompt, new = len(action.prompt_ids), len(action.token_ids)
-    batch.tokens[row][:prompt] = action.prompt_ids
-    batch.tokens[row][prompt : prompt + new] = action.token_ids
-    batch.positions[row][:] = np.arange(batch.positions.shape[-1])
-    batch.segments[row][: prompt + new] = 1
-    batch.index[row][:new] = np.arange(prompt - 1, prompt + new - 1)
-    batch.temperature[row][:] = action.temperature or 1.0
-    batch.behaviour[row][:new] = action.logprobs
-
-
-def _kept(action: Action, verdict: Any, mask_truncated: bool) -> bool:
+def _kept(row: Judged, mask_truncated: bool) -> bool:
+    _, action, verdict = row
     truncated = mask_truncated and action.finish == "length"
     return isinstance(verdict, Verdict) and action.fault is None and not truncated
 
 
+def _actions(kept: list[list[Judged]], shape: Shape, reward: RewardConfig) -> Actions:
+    a, n, c = len(kept), shape.actions, shape.action_tokens
+    out = Actions(
+        reward=np.zeros((a, n), np.float32),
+        group=np.zeros((a, n), np.int32),
+        kind=np.zeros((a, n), np.int32),
+        mask=np.zeros((a, n, c), np.float32),
+        behaviour=np.zeros((a, n, c), np.float32),
+    )
+    for i, rows in enumerate(kept):
+        groups: dict[Any, int] = {}
+        kinds: dict[str, int] = {}
+        for j, (trajectory, action, verdict) in enumerate(rows):
+            key = (trajectory.task.id, action.turn)
+            out.group[i, j] = groups.setdefault(key, len(groups))
+            out.kind[i, j] = kinds.setdefault(trajectory.task.source, len(kinds))
+            out.reward[i, j] = _reward(trajectory, action, verdict, reward)
+            out.mask[i, j, : len(action.token_ids)] = 1.0
+            out.behaviour[i, j, : len(action.token_ids)] = action.logprobs
+    return out
+
+
 def _reward(
-    trajectory: Trajectory, verdict: Verdict, is_last: bool, config: RewardConfig
+    trajectory: Trajectory, action: Action, verdict: Verdict, config: RewardConfig
 ) -> float:
     """METHOD steps 1 and 6: the score scaled, and the outcome where it is asked for."""
     reward = config.process_weight * config.reward_scale * verdict.score
     if config.outcome_weight and trajectory.outcome is not None:
-        if is_last or config.outcome_to == "all":
+        if config.outcome_to == "all" or action is trajectory.actions[-1]:
             reward += config.outcome_weight * trajectory.outcome.score
     return reward
 
 
-def _counts(rows: list) -> dict[str, float]:
-    scores = [v.score for _, _, _, v in rows if isinstance(v, Verdict)]
+def _minibatch(
+    kept: list[list[Judged]], part: slice, shape: Shape, objective: ObjectiveConfig
+) -> Minibatch:
+    """One optimiser step's actions, packed."""
+    slots: list[Slot] = []
+    used = [0] * shape.lanes  # rows in each lane
+    for agent, rows in enumerate(kept):
+        numbered = list(enumerate(rows))[part]
+        lane = agent if shape.lanes > 1 else 0
+        for bin_ in _first_fit([(j, action) for j, (_, action, _) in numbered], shape):
+            row = (lane, *divmod(used[lane], shape.packing.rows))
+            used[lane] += 1
+            slots += _slots(bin_, agent, row)
+    batch = blank(shape)
+    for slot in slots:
+        _write(batch, slot)
+    for agent in range(len(kept)):
+        _weigh(batch, [s for s in slots if s.agent == agent], objective)
+    return Minibatch(batch, tuple(slots), -(-max(used) // shape.packing.rows))
+
+
+def _length(action: Action) -> int:
+    return len(action.prompt_ids) + len(action.token_ids)
+
+
+Numbered = tuple[int, Action]
+
+
+def _first_fit(actions: list[Numbered], shape: Shape) -> list[list[Numbered]]:
+    """First-fit decreasing bin packing, by tokens and by action tokens."""
+    room, action_room = shape.packing.row_tokens, shape.packing.row_action_tokens
+    bins: list[tuple[list[Numbered], list[int]]] = []
+    for number, action in sorted(actions, key=lambda na: -_length(na[1])):
+        need = (_length(action), len(action.token_ids))
+        if need[0] > room or need[1] > action_room:
+            raise ConfigError(
+                f"packing: an action of {need[0]} tokens, {need[1]} of them sampled, "
+                f"does not fit into a row of packing.row_tokens={room} and "
+                f"packing.row_action_tokens={action_room}"
+            )
+        fits = (b for b in bins if need[0] <= b[1][0] and need[1] <= b[1][1])
+        content, left = chosen = next(fits, ([], [room, action_room]))
+        if not content:
+            bins.append(chosen)
+        content.append((number, action))
+        left[0] -= need[0]
+        left[1] -= need[1]
+    return [content for content, _ in bins]
+
+
+def _slots(content: list[Numbered], agent: int, row) -> Iterator[Slot]:
+    start = at = 0
+    for segment, (number, action) in enumerate(content, 1):
+        yield Slot(agent, number, row, start, at, segment, action)
+        start += _length(action)
+        at += len(action.token_ids)
+
+
+def blank(shape: Shape) -> TrainBatch:
+    """An empty mini-batch of NumPy arrays."""
+    lead = (shape.lanes, shape.microbatches, shape.packing.rows)
+    wide = (*lead, shape.packing.row_tokens)
+    narrow = (*lead, shape.packing.row_action_tokens)
+
+    def floats(value: float = 0.0) -> np.ndarray:
+        return np.full(narrow, value, np.float32)
+
+    return TrainBatch(
+        tokens=np.zeros(wide, np.int32),
+        positions=np.zeros(wide, np.int32),
+        segments=np.zeros(wide, np.int32),
+        agent=np.zeros(lead, np.int32),
+        index=np.zeros(narrow, np.int32),
+        mask=floats(),
+        temperature=floats(1.0),
+        behaviour=floats(),
+        reference=floats(),
+        old=floats(),
+        importance=floats(1.0),
+        advantage=floats(),
+        weight=floats(),
+    )
+
+
+def _write(batch: TrainBatch, slot: Slot) -> None:
+    action, row = slot.action, slot.row
+    prompt, new = len(action.prompt_ids), len(action.token_ids)
+    wide = slice(slot.start, slot.start + prompt + new)
+    narrow = slice(slot.at, slot.at + new)
+    batch.agent[row] = slot.agent
+    batch.tokens[row][wide] = np.concatenate([action.prompt_ids, action.token_ids])
+    batch.positions[row][wide] = np.arange(prompt + new)
+    batch.segments[row][wide] = slot.segment
+    batch.index[row][narrow] = slot.start + prompt - 1 + np.arange(new)
+    batch.mask[row][narrow] = 1.0
+    batch.temperature[row][narrow] = action.temperature or 1.0
+    batch.behaviour[row][narrow] = action.logprobs
+    batch.old[row][narrow] = action.logprobs
+
+
+def _weigh(batch: TrainBatch, slots: list[Slot], config: ObjectiveConfig) -> None:
+    """Writes the loss weights of one agent's actions in one mini-batch."""
+    lengths = np.asarray([len(s.action.token_ids) for s in slots], np.float32)
+    weights = AGGREGATIONS[config.aggregation](lengths, config.fixed_length)
+    for slot, length, weight in zip(slots, lengths, weights, strict=True):
+        batch.weight[slot.row][slot.at : slot.at + int(length)] = weight
+
+
+# How a token counts in its agent's loss: lengths [n] of the actions -> weights [n].
+AGGREGATIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "token": lambda lengths, _: np.full_like(lengths, 1 / max(lengths.sum(), 1)),
+    "action": lambda lengths, _: 1 / (lengths * max(len(lengths), 1)),
+    # Dr. GRPO (arXiv 2503.20783): no length in the denominator.
+    "fixed": lambda lengths, fixed: np.full_like(
+        lengths, 1 / (fixed * max(len(lengths), 1))
+    ),
+}
+
+
+def _counts(rows: list[Judged]) -> dict[str, float]:
+    scores = [v.score for _, _, v in rows if isinstance(v, Verdict)]
     return {
         "actions": len(rows),
-        "missing": sum(not isinstance(v, Verdict) for _, _, _, v in rows),
-        "faults": sum(a.fault is not None for _, _, a, _ in rows),
-        "truncated": sum(a.finish == "length" for _, _, a, _ in rows),
-        "tokens": sum(len(a.token_ids) for _, _, a, _ in rows),
+        "missing": sum(isinstance(v, Missing) for _, _, v in rows),
+        "faults": sum(a.fault is not None for _, a, _ in rows),
+        "truncated": sum(a.finish == "length" for _, a, _ in rows),
+        "tokens": sum(len(a.token_ids) for _, a, _ in rows),
         "score": float(np.mean(scores)) if scores else float("nan"),
     }

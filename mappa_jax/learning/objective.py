@@ -27,9 +27,6 @@ def action_logprobs(
     recomputed in the backward pass: [N, T, V] never exists.
     """
     model = policy.decoder(remat=policy.remat)
-    if adapters is not None:
-        rows = jnp.broadcast_to(adapters.row_agent_N, batch.tokens.shape[:1])
-        adapters = adapters._replace(row_agent_N=rows)
     hidden, _ = model.apply(
         {"params": params},
         batch.tokens,
@@ -66,21 +63,6 @@ def _chunks(flat: Any) -> Any:
         return x.reshape(-1, size, *x.shape[1:])
 
     return jax.tree.map(one, flat)
-
-
-def token_weights(mask: jax.Array, config: ObjectiveConfig) -> jax.Array:
-    """Weights w with loss = sum(w * token loss), over one mini-batch [.., C].
-
-    token: 1 / tokens; action: 1 / (actions * the action's tokens);
-    fixed: 1 / (actions * fixed_length), Dr. GRPO (arXiv 2503.20783).
-    """
-    length = mask.sum(-1, keepdims=True)
-    actions = jnp.maximum((length > 0).sum(), 1)
-    if config.aggregation == "token":
-        return mask / jnp.maximum(mask.sum(), 1.0)
-    if config.aggregation == "action":
-        return mask / (jnp.maximum(length, 1.0) * actions)
-    return mask / (actions * config.fixed_length)
 
 
 def surrogate(

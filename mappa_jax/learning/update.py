@@ -1,18 +1,18 @@
 """One compiled update for the whole team.
 
-Agents are stacked and vmapped; gradients are accumulated over micro-batches by
-`lax.scan`; each agent's gradient is clipped by its own norm and applied by Optax
-with its own learning rate. An agent without tokens, or with a gradient that is
-not finite, keeps its weights and its optimiser state.
+Agents are stacked and vmapped; gradients are accumulated over micro-batches in a
+loop inside the program; each agent's gradient is clipped by its own norm and
+applied by Optax with its own learning rate. An agent without tokens, or with a
+gradient that is not finite, keeps its weights and its optimiser state.
 
-Axes: A agents, M micro-batches, R rows, C action tokens.
+Axes: A agents, W lanes, M micro-batches, R rows, C action tokens (learning/batch).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -23,8 +23,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mappa_jax.config import Config, OptimizerConfig
+from mappa_jax.learning import batch as batches
 from mappa_jax.learning import credit, objective
-from mappa_jax.learning.batch import ActionFacts, TrainBatch
+from mappa_jax.learning.batch import Minibatch, Packed, Shape, TrainBatch
 from mappa_jax.models.policy import Policy
 from mappa_jax.parallel import mesh as meshlib
 
@@ -114,176 +115,151 @@ def state_shardings(trainable: Any, config: Config, mesh: Mesh) -> TeamState:
 
 
 class Learner:
-    """The compiled functions of the learning half.
+    """The compiled functions of the learning half, at their one fixed shape.
 
-    Every function is compiled ahead of time for the row lengths in
-    `config.train_buckets`; other shapes raise.
+    Everything is compiled ahead of time: another shape raises, nothing recompiles.
     """
 
     def __init__(self, policy: Policy, config: Config, mesh: Mesh):
         self._policy = policy
         self._config = config
         self._mesh = mesh
-        self._rates = np.asarray(
-            [a.learning_rate for a in config.agents.values()], np.float32
+        self._by_agent = NamedSharding(mesh, PartitionSpec("agent"))
+        rates = [a.learning_rate for a in config.agents.values()]
+        totals = estimated_updates(config)
+        if config.optimizer.total_updates:
+            totals = np.full_like(totals, config.optimizer.total_updates)
+        self._peaks = jax.device_put(
+            (np.asarray(rates, np.float32), totals), self._by_agent
         )
-        total = config.optimizer.total_updates
-        self._totals = (
-            np.full_like(estimated_updates(config), total)
-            if total
-            else estimated_updates(config)
-        )
-        self.action_tokens = max(a.max_new_tokens for a in config.agents.values())
-        self._score: dict[int, Callable] = {}
-        self._reference: dict[int, Callable] = {}
-        self._update: dict[int, Callable] = {}
-
-    # -- shapes ----------------------------------------------------------------
+        self._score: Callable | None = None
 
     @property
-    def minibatch(self) -> tuple[int, int]:
-        """(M, R) of one optimiser step."""
-        rows = self._config.optimizer.rows_per_microbatch
-        return self._config.optimizer.actions_per_update // rows, rows
+    def shape(self) -> Shape:
+        """The shapes that `batch.pack` must fill: room for every agent's most."""
+        config, policy = self._config, self._policy
+        turns = max(a.max_turns for a in config.agents.values())
+        rollouts = config.data.prompts_per_step * config.data.samples_per_prompt
+        per_lane = config.optimizer.actions_per_update * policy.agents // policy.lanes
+        return Shape(
+            actions=rollouts * turns,
+            action_tokens=max(a.max_new_tokens for a in config.agents.values()),
+            lanes=policy.lanes,
+            microbatches=-(-per_lane // config.packing.rows),
+            packing=config.packing,
+        )
 
-    @property
-    def rows(self) -> int:
-        """N of a rollout batch: every agent's most actions, whole mini-batches."""
-        data, size = self._config.data, self._config.optimizer.actions_per_update
-        turns = max(a.max_turns for a in self._config.agents.values())
-        most = data.prompts_per_step * data.samples_per_prompt * turns
-        return -(-most // size) * size
+    def _rows_sharding(self) -> NamedSharding:
+        lanes = self._policy.mode == "full"
+        return meshlib.batch_sharding(self._mesh, agent_axis=lanes, rows_axis=2)
 
-    def _batch_shapes(self, t: int) -> TrainBatch:
-        m, r = self.minibatch
-        lead = (self._policy.agents, m, r)
-        where = meshlib.batch_sharding(self._mesh, agent_axis=True, rows_axis=2)
+    def _batch_shapes(self) -> TrainBatch:
+        where = self._rows_sharding()
+        rows = ("batch",)
         meshlib.check_divides(
-            self._mesh,
-            "optimizer.rows_per_microbatch",
-            lead,
-            ("agent", None, "batch"),
+            self._mesh, "packing.rows", (self._config.packing.rows,), rows
         )
-
-        def shape(width, dtype):
-            return jax.ShapeDtypeStruct((*lead, width), dtype, sharding=where)
-
-        wide = dict.fromkeys(("tokens", "positions", "segments"), shape(t, jnp.int32))
-        fields = ("mask", "temperature", "behaviour", "reference", "old")
-        fields += ("importance", "advantage")
-        c = self.action_tokens
-        narrow = dict.fromkeys(fields, shape(c, jnp.float32))
-        return TrainBatch(**wide, **narrow, index=shape(c, jnp.int32))
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            batches.blank(self.shape),
+        )
 
     def warm_up(self, state: TeamState, frozen: Any) -> None:
-        """Compiles everything for these weights and all row lengths."""
-        config, policy, mesh = self._config, self._policy, self._mesh
-        shapes = functools.partial(
-            jax.tree.map,
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        )
-        state_shapes, frozen_shapes = shapes(state), shapes(frozen)
-        agents = NamedSharding(mesh, PartitionSpec("agent"))
-        a = policy.agents
-        rates = jax.ShapeDtypeStruct((a,), jnp.float32, sharding=agents)
-        totals = jax.ShapeDtypeStruct((a,), jnp.int32, sharding=agents)
-        placed = state_shardings(state.trainable, config, mesh)
-        rows = meshlib.batch_sharding(mesh, agent_axis=True, rows_axis=2)
+        """Compiles everything for weights shaped and placed like these."""
+        config, policy = self._config, self._policy
+
+        def shapes(tree: Any) -> Any:
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                tree,
+            )
+
+        weights, batch = shapes(state), self._batch_shapes()
+        base = shapes(frozen)
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        rows = self._rows_sharding()
+        if config.kl.beta:
+            reference = functools.partial(reference_logprobs, policy)
+            compiled = jax.jit(reference, out_shardings=rows)
+            self._reference = compiled.lower(base, batch, count).compile()
+        base = base if policy.mode == "lora" else None
+        if config.objective.old_logprobs == "recompute":
+            score = jax.jit(
+                functools.partial(team_logprobs, policy), out_shardings=rows
+            )
+            self._score = score.lower(weights.trainable, base, batch, count).compile()
         update = jax.jit(
             functools.partial(team_update, policy, config),
             donate_argnums=(0,),
-            out_shardings=(placed, agents),
+            out_shardings=(
+                state_shardings(state.trainable, config, self._mesh),
+                self._by_agent,
+            ),
         )
-        score = jax.jit(functools.partial(team_logprobs, policy), out_shardings=rows)
-        reference = jax.jit(
-            functools.partial(reference_logprobs, policy), out_shardings=rows
-        )
-        base = frozen_shapes if policy.mode == "lora" else None
-        for t in config.train_buckets:
-            batch = self._batch_shapes(t)
-            self._reference[t] = reference.lower(frozen_shapes, batch).compile()
-            if config.objective.old_logprobs == "recompute":
-                trained = state_shapes.trainable
-                self._score[t] = score.lower(trained, base, batch).compile()
-            self._update[t] = update.lower(
-                state_shapes, base, batch, rates, totals
-            ).compile()
-        n, c = self.rows, self.action_tokens
-
-        def of(*shape, dtype=jnp.float32):
-            return jax.ShapeDtypeStruct((a, *shape), dtype, sharding=agents)
-
+        peaks = shapes(self._peaks)
+        self._update = update.lower(weights, base, batch, count, *peaks).compile()
         credit_fn = jax.jit(
-            functools.partial(team_advantages, config), out_shardings=agents
+            functools.partial(team_advantages, config), out_shardings=self._by_agent
         )
-        ids = of(n, dtype=jnp.int32)
+        a, n, c = policy.agents, self.shape.actions, self.shape.action_tokens
+
+        def of(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=self._by_agent)
+
+        ids = of(a, n, dtype=jnp.int32)
         self._advantages = credit_fn.lower(
-            of(n), of(n, c), of(n, c), ids, ids
+            of(a, n), of(a, n, c), of(a, n, c), ids, ids
         ).compile()
 
-    # -- the stages --------------------------------------------------------------
+    def _placed(self, batch: TrainBatch) -> TrainBatch:
+        return jax.device_put(batch, self._rows_sharding())
 
-    def _minibatches(self, batch: TrainBatch) -> Iterator[TrainBatch | None]:
-        """[A, N, ...] -> mini-batches [A, M, R, ...] on the mesh.
+    def _over(self, compiled: Callable, packed: Packed, *weights: Any) -> np.ndarray:
+        """Scores of all actions, [A, N, C]; 0 where there is no token."""
+        out = np.zeros_like(packed.actions.behaviour)
+        for part in packed.minibatches:
+            batch = self._placed(part.batch)
+            found = compiled(*weights, batch, np.int32(part.count))
+            part.gather(np.asarray(found), out)
+        return out
 
-        None stands for one without any token to train on.
-        """
-        m, r = self.minibatch
-        where = meshlib.batch_sharding(self._mesh, agent_axis=True, rows_axis=2)
-
-        def cut(x, i):
-            part = x[:, i * m * r : (i + 1) * m * r]
-            return jax.device_put(part.reshape(-1, m, r, x.shape[-1]), where)
-
-        for i in range(batch.tokens.shape[1] // (m * r)):
-            if batch.mask[:, i * m * r : (i + 1) * m * r].any():
-                yield jax.tree.map(lambda x, i=i: cut(x, i), batch)
-            else:
-                yield None
-
-    def _over(self, compiled: Callable, batch: TrainBatch, *weights: Any) -> np.ndarray:
-        """The scores of every mini-batch, [A, N, C]; 0 where there is no token."""
-        a, _, c = batch.mask.shape
-        blank = np.zeros((a, math.prod(self.minibatch), c), np.float32)
-        parts = [
-            blank if part is None else compiled(*weights, part)
-            for part in self._minibatches(batch)
-        ]
-        return np.concatenate([np.asarray(p).reshape(blank.shape) for p in parts], 1)
-
-    def assign_credit(
-        self, state: TeamState, frozen: Any, batch: TrainBatch, facts: ActionFacts
-    ) -> TrainBatch:
+    def assign_credit(self, state: TeamState, frozen: Any, packed: Packed) -> Packed:
         """Fills in reference and old log-probabilities and the advantages.
 
-        The reference forward is skipped where the KL has no weight; its mean is then
-        reported as 0.
+        The reference forward is skipped where the KL has no weight; the reported KL
+        is then 0.
         """
-        config = self._config
-        t = batch.tokens.shape[-1]
-        reference = batch.behaviour
+        config, actions = self._config, packed.actions
+        reference = old = actions.behaviour
+        importance = np.ones_like(old)
         if config.kl.beta:
-            reference = self._over(self._reference[t], batch, frozen)
-        old, importance = batch.behaviour, batch.importance
-        if config.objective.old_logprobs == "recompute":
+            reference = self._over(self._reference, packed, frozen)
+        if self._score is not None:
             base = frozen if self._policy.mode == "lora" else None
-            old = self._over(self._score[t], batch, state.trainable, base)
-            drift = np.exp(np.where(batch.mask > 0, old - batch.behaviour, 0.0))
+            old = self._over(self._score, packed, state.trainable, base)
+            drift = np.exp(actions.mask * (old - actions.behaviour))
             importance = np.minimum(drift, config.objective.is_truncation)
-            importance = importance.astype(np.float32)
-        kl = np.where(batch.mask > 0, batch.behaviour - reference, 0.0)
-        advantage = self._advantages(
-            facts.reward, kl, batch.mask, facts.group, facts.kind
-        )
-        return batch.replace(
-            reference=reference,
-            old=old,
-            importance=importance,
-            advantage=np.asarray(advantage),
+        kl = actions.mask * (actions.behaviour - reference)
+        advantage = np.asarray(
+            self._advantages(
+                actions.reward, kl, actions.mask, actions.group, actions.kind
+            )
         )
 
+        def filled(part: Minibatch) -> Minibatch:
+            batch = part.batch.replace(
+                reference=part.scatter(reference),
+                old=part.scatter(old),
+                importance=part.scatter(importance),
+                advantage=part.scatter(advantage),
+            )
+            return dataclasses.replace(part, batch=batch)
+
+        parts = tuple(filled(part) for part in packed.minibatches)
+        return dataclasses.replace(packed, minibatches=parts)
+
     def update(
-        self, state: TeamState, frozen: Any, batch: TrainBatch
+        self, state: TeamState, frozen: Any, packed: Packed
     ) -> tuple[TeamState, dict[str, np.ndarray]]:
         """One pass over the batch: an optimiser step per mini-batch.
 
@@ -292,13 +268,11 @@ class Learner:
         Returns:
           The new state, and per-agent metrics [A], means over tokens or over updates.
         """
-        compiled = self._update[batch.tokens.shape[-1]]
         base = frozen if self._policy.mode == "lora" else None
-        where = NamedSharding(self._mesh, PartitionSpec("agent"))
-        rates, totals = jax.device_put((self._rates, self._totals), where)
         sums = []
-        for part in filter(None, self._minibatches(batch)):
-            state, metrics = compiled(state, base, part, rates, totals)
+        for part in packed.minibatches:
+            batch, count = self._placed(part.batch), np.int32(part.count)
+            state, metrics = self._update(state, base, batch, count, *self._peaks)
             sums.append(metrics)
         return state, _summary(jax.device_get(sums), self._policy.agents)
 
@@ -338,89 +312,143 @@ def team_advantages(config: Config, reward, kl, mask, group, kind) -> jax.Array:
     return jax.vmap(one)(reward, kl, mask, group, kind)
 
 
-def _over_agents(function: Callable, in_axes: Any) -> Callable:
-    return jax.vmap(function, in_axes=in_axes, spmd_axis_name="agent")
+def _over_lanes(policy: Policy, function: Callable, in_axes: Any) -> Callable:
+    name = "agent" if policy.mode == "full" else None
+    return jax.vmap(function, in_axes=in_axes, spmd_axis_name=name)
 
 
-def team_logprobs(policy: Policy, trainable, base, batch: TrainBatch) -> jax.Array:
-    """Log-probabilities under the policies being trained: [A, M, R, C]."""
-
-    def agent(own, part):
-        params, adapters = policy.for_training(own, base)
-        return jax.lax.map(
-            lambda rows: objective.action_logprobs(policy, params, adapters, rows), part
-        )
-
-    return _over_agents(agent, (0, 0))(trainable, batch)
+def _lane(policy: Policy, trainable: Any) -> Any:
+    """Gives adapters, which all agents' rows share, the lane axis of size one."""
+    if policy.mode == "full":
+        return trainable
+    return jax.tree.map(lambda p: p[None], trainable)
 
 
-def reference_logprobs(policy: Policy, frozen, batch: TrainBatch) -> jax.Array:
-    """Log-probabilities under the reference policy: [A, M, R, C]."""
+def team_logprobs(policy: Policy, trainable, base, batch: TrainBatch, count):
+    """Log-probabilities under the policies being trained: [W, M, R, C]."""
 
-    def agent(params, part):
-        return jax.lax.map(
-            lambda rows: objective.action_logprobs(policy, params, None, rows), part
-        )
+    def lane(own, rows):
+        def one(part):
+            params, adapters = policy.for_training(own, base, part.agent)
+            return objective.action_logprobs(policy, params, adapters, part)
+
+        return _map_some(one, rows, count)
+
+    return _over_lanes(policy, lane, (0, 0))(_lane(policy, trainable), batch)
+
+
+def reference_logprobs(policy: Policy, frozen, batch: TrainBatch, count) -> jax.Array:
+    """Log-probabilities under the reference policy: [W, M, R, C]."""
+
+    def lane(params, rows):
+        def one(part):
+            return objective.action_logprobs(policy, params, None, part)
+
+        return _map_some(one, rows, count)
 
     axis = 0 if policy.stacked_reference else None
-    return _over_agents(agent, (axis, 0))(frozen, batch)
+    return _over_lanes(policy, lane, (axis, 0))(frozen, batch)
+
+
+def _map_some(function: Callable, batch: TrainBatch, count) -> jax.Array:
+    """`function` of the first `count` micro-batches; zeros for the rest."""
+
+    def body(m, out):
+        return out.at[m].set(function(_take(batch, m)))
+
+    return jax.lax.fori_loop(0, count, body, jnp.zeros_like(batch.mask))
+
+
+def _take(batch: TrainBatch, m) -> TrainBatch:
+    return jax.tree.map(lambda x: x[m], batch)
+
+
+SUMS = ("loss", "kl", "clip_fraction", "mismatch", "entropy", "tokens")
 
 
 def team_update(
-    policy: Policy, config: Config, state: TeamState, base, batch, rates_A, totals_A
+    policy: Policy, config: Config, state: TeamState, base, batch, count, rates, totals
 ) -> tuple[TeamState, dict[str, jax.Array]]:
-    """One optimiser step of every agent on a mini-batch [A, M, R, ...]."""
-    agent = functools.partial(agent_update, policy, config)
-    return _over_agents(agent, (0, None, 0, 0, 0))(
-        state, base, batch, rates_A, totals_A
+    """One optimiser step of every agent.
+
+    Args:
+      policy, config: static.
+      state: of the team.
+      base: the frozen base weights (mode "lora") or None.
+      batch: a mini-batch, [W, M, R, ...].
+      count: [] int32: only the first so many micro-batches hold anything. The number
+        of turns of the accumulation loop, so empty ones cost nothing.
+      rates: [A] float32 peak learning rates.
+      totals: [A] int32 optimiser steps of the schedule.
+
+    Returns:
+      The new state and sums per agent, [A].
+    """
+    grad = functools.partial(lane_gradient, policy, config)
+    grads, sums = _over_lanes(policy, grad, (0, None, 0, None))(
+        _lane(policy, state.trainable), base, batch, count
     )
+    # Sums are per lane and agent; an agent's own lane holds all that it has.
+    sums = {name: value.sum(0) for name, value in sums.items()}
+    if policy.mode == "lora":
+        grads = jax.tree.map(lambda g: g[0], grads)
+    step = functools.partial(agent_step, config.optimizer)
+    state, extra = jax.vmap(step, spmd_axis_name="agent")(
+        state, grads, sums["tokens"], rates, totals
+    )
+    return state, sums | extra
 
 
-def agent_update(
-    policy: Policy, config: Config, state: TeamState, base, batch, rate, total
-) -> tuple[TeamState, dict[str, jax.Array]]:
-    """One agent's optimiser step: [M, R, ...] arrays, no agent axis."""
-    weights = objective.token_weights(batch.mask, config.objective)
+def lane_gradient(policy: Policy, config: Config, trainable, base, batch, count):
+    """Gradient and metric sums of one lane, accumulated over its micro-batches.
 
-    def loss_fn(own, rows, weight):
-        params, adapters = policy.for_training(own, base)
+    Returns:
+      A tree like `trainable`, float32, and a dict of [A] sums.
+    """
+
+    def loss_fn(own, rows):
+        params, adapters = policy.for_training(own, base, rows.agent)
         logp = objective.action_logprobs(policy, params, adapters, rows)
         logp = jnp.where(rows.mask > 0, logp, 0.0)
         loss, clipped = objective.surrogate(logp, rows, config.objective, config.kl)
-        sums = {
-            "loss": (weight * loss).sum(),
-            "kl": (rows.mask * (rows.behaviour - rows.reference)).sum(),
-            "clip_fraction": (rows.mask * clipped).sum(),
-            "mismatch": (rows.mask * jnp.abs(logp - rows.behaviour)).sum(),
-            "entropy": -(rows.mask * rows.behaviour).sum(),
-            "tokens": rows.mask.sum(),
+        per_row = {
+            "loss": (rows.weight * loss).sum(1),
+            "kl": (rows.mask * (rows.behaviour - rows.reference)).sum(1),
+            "clip_fraction": (rows.mask * clipped).sum(1),
+            "mismatch": (rows.mask * jnp.abs(logp - rows.behaviour)).sum(1),
+            "entropy": -(rows.mask * rows.behaviour).sum(1),
+            "tokens": rows.mask.sum(1),
         }
-        return sums["loss"], sums
+        by_agent = jax.nn.one_hot(rows.agent, policy.agents)
+        return per_row["loss"].sum(), {k: v @ by_agent for k, v in per_row.items()}
 
-    def micro(carry, part):
+    def body(m, carry):
         grads, sums = carry
-        (_, new), grad = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.trainable, *part
-        )
+        grad, new = jax.grad(loss_fn, has_aux=True)(trainable, _take(batch, m))
         return (
             jax.tree.map(lambda a, g: a + g.astype(a.dtype), grads, grad),
             jax.tree.map(jnp.add, sums, new),
-        ), None
+        )
 
-    names = ("loss", "kl", "clip_fraction", "mismatch", "entropy", "tokens")
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.trainable)
-    start = (zeros, {name: jnp.zeros(()) for name in names})
-    (grads, sums), _ = jax.lax.scan(micro, start, (batch, weights))
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainable)
+    start = (zeros, {name: jnp.zeros((policy.agents,)) for name in SUMS})
+    return jax.lax.fori_loop(0, count, body, start)
 
+
+def agent_step(
+    config: OptimizerConfig, state: TeamState, grads, tokens, rate, total
+) -> tuple[TeamState, dict[str, jax.Array]]:
+    """Clips and applies one agent's gradient; arrays have no agent axis.
+
+    Without tokens, or with a gradient that is not finite, nothing changes.
+    """
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(norm)
-    used = finite & (sums["tokens"] > 0)
-    share = schedule_share(config.optimizer, state.updates, total)
-    step, opt_state = optimizer(config.optimizer).update(
-        grads, state.opt_state, state.trainable
-    )
+    used = finite & (tokens > 0)
+    rate = rate * schedule_share(config, state.updates, total)
+    step, opt_state = optimizer(config).update(grads, state.opt_state, state.trainable)
     trainable = jax.tree.map(
-        lambda p, u: (p - rate * share * u).astype(p.dtype), state.trainable, step
+        lambda p, u: (p - rate * u).astype(p.dtype), state.trainable, step
     )
 
     def keep(new, old):
@@ -432,13 +460,12 @@ def agent_update(
         updates=state.updates + used,
         skipped=state.skipped + ~finite,
     )
-    sums |= {
+    return new_state, {
         "grad_norm": jnp.where(used, norm, 0.0),
-        "learning_rate": jnp.where(used, rate * share, 0.0),
+        "learning_rate": jnp.where(used, rate, 0.0),
         "updates": used.astype(jnp.int32),
         "nonfinite": (~finite).astype(jnp.int32),
     }
-    return new_state, sums
 
 
 def schedule_share(config: OptimizerConfig, taken, total) -> jax.Array:

@@ -56,13 +56,27 @@ class Policy:
     def scale(self) -> float:
         return self.lora.alpha / self.lora.rank
 
-    def for_training(self, trainable: Any, frozen: Any) -> tuple[Any, Adapters | None]:
-        """Parameters and adapters of one agent, whose leaves have no agent axis."""
+    @property
+    def lanes(self) -> int:
+        """How many stacks of rows the model runs side by side, see learning/batch."""
+        return self.agents if self.mode == "full" else 1
+
+    def for_training(
+        self, trainable: Any, frozen: Any, row_agent: jax.Array
+    ) -> tuple[Any, Adapters | None]:
+        """Parameters and adapters of one lane.
+
+        Args:
+          trainable: mode "full": one agent's weights; mode "lora": all adapters, with
+            their agent axis.
+          frozen: the base (mode "lora").
+          row_agent: [R] int32, which agent's adapter each row uses.
+        """
         if self.mode == "full":
             return trainable, None
-        a = {name: leaf["a"][:, None] for name, leaf in trainable.items()}
-        b = {name: leaf["b"][:, None] for name, leaf in trainable.items()}
-        return frozen, Adapters(a, b, jnp.zeros((), jnp.int32), self.scale)
+        a = {name: leaf["a"].swapaxes(0, 1) for name, leaf in trainable.items()}
+        b = {name: leaf["b"].swapaxes(0, 1) for name, leaf in trainable.items()}
+        return frozen, Adapters(a, b, row_agent, self.scale)
 
     def for_sampling(self, trainable: Any, frozen: Any, agent: jax.Array) -> Any:
         """(params, lora) of a batch of rows.
@@ -72,9 +86,8 @@ class Policy:
         """
         if self.mode == "full":
             return jax.tree.map(lambda p: p[agent], trainable), None
-        a = {name: leaf["a"].swapaxes(0, 1) for name, leaf in trainable.items()}
-        b = {name: leaf["b"].swapaxes(0, 1) for name, leaf in trainable.items()}
-        return frozen, (a, b, self.scale)
+        base, adapters = self.for_training(trainable, frozen, agent)
+        return base, (adapters.a, adapters.b, adapters.scale)
 
 
 def trainable_shapes(policy: Policy, dtype: Any) -> Any:
