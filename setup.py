@@ -11,7 +11,7 @@ JAX_312 = "; python_version >= '3.12'"
 
 REQUIRED = [
     f"jax>=0.10.2,<0.11{JAX_311}",
-    f"jax>=0.11.1{JAX_312}",
+    f"jax>=0.11.1,<0.12{JAX_312}",
     f"flax>=0.12.8,<0.12.9{JAX_311}",
     f"flax>=0.12.12{JAX_312}",
     "absl-py",
@@ -21,6 +21,7 @@ REQUIRED = [
     "google-genai",
     "grain",
     "huggingface_hub",
+    "importlib_resources",  # tensorflow-datasets imports it without saying so
     "math-verify",
     "matplotlib",
     "ml-collections",
@@ -49,10 +50,10 @@ setup(
     package_data={"mappa_jax.judges": ["prompts/*.txt"]},
     install_requires=REQUIRED,
     extras_require={
-        "tpu": [f"jax[tpu]>=0.10.2,<0.11{JAX_311}", f"jax[tpu]>=0.11.1{JAX_312}"],
+        "tpu": [f"jax[tpu]>=0.10.2,<0.11{JAX_311}", f"jax[tpu]>=0.11.1,<0.12{JAX_312}"],
         "cuda": [
             f"jax[cuda12]>=0.10.2,<0.11{JAX_311}",
-            f"jax[cuda12]>=0.11.1{JAX_312}",
+            f"jax[cuda12]>=0.11.1,<0.12{JAX_312}",
         ],
         "dev": [
             "aiohttp",

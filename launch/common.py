@@ -6,6 +6,7 @@ Only the launch scripts read flags and environment variables.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -21,11 +22,27 @@ REFUSED = 2
 
 
 def prepare_environment() -> None:
-    """Quiet libraries; must run before they are imported."""
+    """Quiet libraries, and memory that is kept; must run before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to reuse large buffers instead of giving them back.
+
+    XLA allocates its temporaries anew at every call on the CPU, and the first touch
+    of fresh pages costs more than filling them: gigabytes per update.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_max, 0)
 
 
 def api_key(provider: str) -> str | None:
@@ -43,7 +60,7 @@ def run_app(main: Callable[[list[str]], int | None]) -> None:
     from absl import app
 
     try:
-        app.run(main)
+        app.run(main, flags_parser=_parse_flags)
     except KeyboardInterrupt:
         print("interrupted; nothing was under way that needed saving", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -53,6 +70,21 @@ def run_app(main: Callable[[list[str]], int | None]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(REFUSED)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser; an override of a key that does not exist is a ConfigError."""
+    from absl import app
+
+    from mappa_jax.config import ConfigError
+
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as e:  # from ml_collections, which names the key
+        said: object = e
+        while isinstance(said, Exception) and said.args:
+            said = said.args[0]
+        raise ConfigError(f"config: no such key: {said}".replace("\n", "; ")) from e
 
 
 def _innermost(error: BaseException) -> BaseException:

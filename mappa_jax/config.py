@@ -185,7 +185,7 @@ class OptimizerConfig:
 class PackingConfig:
     """The fixed shape into which actions are packed for the update."""
 
-    row_tokens: int = 1024  # of a row; the longest action must fit
+    row_tokens: int = 1280  # of a row; the longest action must fit
     row_action_tokens: int = 512  # of them sampled
     rows: int = 4  # of a micro-batch
 
@@ -377,6 +377,9 @@ def _check(config: Config) -> None:
     positive("optimizer.actions_per_update", config.optimizer.actions_per_update)
     positive("optimizer.epochs", config.optimizer.epochs)
     positive("packing.rows", config.packing.rows)
+    positive("judge.concurrency", config.judge.concurrency)
+    positive("judge.deadline_s", config.judge.deadline_s)
+    positive("sandbox.workers", config.sandbox.workers)
     longest = max(agent.max_new_tokens for agent in config.agents.values())
     if config.packing.row_action_tokens < longest:
         refuse("packing.row_action_tokens", f"must hold an action of {longest} tokens")

@@ -1,0 +1,183 @@
+"""Scripted doubles of a run's parts: a team, tools, a judge with faults, progress.
+
+They stand behind the protocols of `workflows.base`, `rollout` and `train`, so that a
+test states what the outside world does and asserts what the code makes of it. Nothing
+here imports jax.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mappa_jax.types import (
+    Action,
+    JudgeCall,
+    JudgeRequest,
+    Message,
+    Missing,
+    MissingReason,
+    Observation,
+    Outcome,
+    Task,
+    Verdict,
+)
+
+
+def make_action(agent: str, content: str, turn: int = 0, **fields: Any) -> Action:
+    """An action that says `content`, with as many tokens as it has characters."""
+    tokens = np.arange(max(len(content), 1), dtype=np.int32)
+    given: dict[str, Any] = {
+        "messages": (),
+        "prompt_ids": np.zeros((2,), np.int32),
+        "token_ids": tokens,
+        "logprobs": np.full(tokens.shape, -1.0, np.float32),
+        "finish": "stop",
+        "text": content,
+    }
+    return Action(agent=agent, turn=turn, content=content, **(given | fields))
+
+
+class ScriptedTeam:
+    """Agents that say what they were told to, in order (`workflows.base.Team`).
+
+    Attributes:
+      chats: (agent, messages) of every request, in order.
+      actions: what was recorded, in order.
+    """
+
+    def __init__(self, **lines: Sequence[str]):
+        self._lines = {name: iter(said) for name, said in lines.items()}
+        self.chats: list[tuple[str, list[Message]]] = []
+        self.actions: list[Action] = []
+
+    def __getitem__(self, name: str) -> _ScriptedAgent:
+        return _ScriptedAgent(self, name)
+
+    def next_line(self, name: str, messages: Sequence[Message]) -> Action:
+        turn = sum(asked == name for asked, _ in self.chats)
+        self.chats.append((name, list(messages)))
+        return make_action(
+            name, next(self._lines[name]), turn, messages=tuple(messages)
+        )
+
+    def record(self, action: Action, **after: Any) -> Action:
+        self.actions.append(dataclasses.replace(action, **after))
+        return self.actions[-1]
+
+    def seen_by(self, name: str, turn: int = 0) -> list[Message]:
+        """The chat that an agent was given at its `turn`."""
+        return [messages for asked, messages in self.chats if asked == name][turn]
+
+
+@dataclasses.dataclass
+class _ScriptedAgent:
+    team: ScriptedTeam
+    name: str
+
+    async def act(self, messages: Sequence[Message]) -> Action:
+        return self.team.next_line(self.name, messages)
+
+
+class ScriptedTools:
+    """Programs that have the given outcomes, in order (`workflows.base.Tools`).
+
+    An outcome that is an exception is raised. `programs` lists what was run, and
+    `workspaces` counts the work folders.
+    """
+
+    def __init__(self, *outcomes: Observation | Exception):
+        self._outcomes = iter(outcomes)
+        self.programs: list[str] = []
+        self.workspaces = 0
+
+    @contextlib.asynccontextmanager
+    async def workspace(self) -> AsyncIterator[ScriptedTools]:
+        self.workspaces += 1
+        yield self
+
+    async def run(self, code: str) -> Observation:
+        self.programs.append(code)
+        outcome = next(self._outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+CALL = JudgeCall(judge="scripted")
+
+
+class ScriptedJudge:
+    """Scores by a function of the request; every so-many-th call has no verdict.
+
+    Args:
+      score: request -> 0..10.
+      missing_every: 0 for a judge without faults; 3: calls 3, 6, ... are `Missing`.
+      gate: waited for before every verdict, if given.
+
+    Attributes:
+      requests: what it was asked, in order.
+    """
+
+    name = "scripted"
+
+    def __init__(
+        self,
+        score: Callable[[JudgeRequest], float] = lambda request: 5.0,
+        *,
+        missing_every: int = 0,
+        gate: asyncio.Event | None = None,
+    ):
+        self._score = score
+        self._missing_every = missing_every
+        self._gate = gate
+        self.requests: list[JudgeRequest] = []
+
+    async def check(self) -> None:
+        """Nothing can be wrong."""
+
+    async def score(self, request: JudgeRequest) -> Verdict | Missing:
+        self.requests.append(request)
+        number = len(self.requests)
+        if self._gate is not None:
+            await self._gate.wait()
+        if self._missing_every and number % self._missing_every == 0:
+            return Missing(MissingReason.SERVER_ERROR, "scripted fault", CALL)
+        return Verdict(self._score(request), "scripted", CALL)
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+class ScriptedGrader:
+    """Right (1.0) where the text contains the reference answer."""
+
+    async def grade(self, task: Task, text: str) -> Outcome:
+        return Outcome(float((task.answer or "") in text), text)
+
+
+class Silent:
+    """A `train.Progress` that shows nothing; `on_finish` is called with each step.
+
+    Attributes:
+      steps: the iterations that have finished.
+    """
+
+    def __init__(self, on_finish: Callable[[int], None] = lambda step: None):
+        self._on_finish = on_finish
+        self.steps: list[int] = []
+
+    def start(self, step: int, phase: str, total: int) -> None:
+        pass
+
+    def advance(self) -> None:
+        pass
+
+    def finish(self, step: int, metrics: dict[str, Any]) -> None:
+        self.steps.append(step)
+        self._on_finish(step)

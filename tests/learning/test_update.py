@@ -1,0 +1,447 @@
+"""The compiled update against a plain one, and what it must leave alone."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mappa_jax.config import (
+    ConfigError,
+    KLConfig,
+    MeshConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PackingConfig,
+)
+from mappa_jax.learning import batch as batches
+from mappa_jax.learning import credit, update
+from mappa_jax.models import policy as policies
+from mappa_jax.models.decoder import Decoder, logits
+from mappa_jax.parallel.mesh import make_mesh
+
+LENGTHS = ((3, 2), (5, 4), (9, 6))  # prompt and new tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """A compiled learner and a way to get its (donated) state afresh."""
+
+    config: object
+    policy: object
+    learner: update.Learner
+    fresh: object
+    frozen: object
+
+    def pack(self, trajectories, size=None, config=None):
+        config = config or self.config
+        return batches.pack(
+            trajectories,
+            tuple(config.agents),
+            self.learner.shape,
+            reward=config.reward,
+            objective=config.objective,
+            actions_per_update=size or config.optimizer.actions_per_update,
+            rng=np.random.default_rng(0),
+        )
+
+    def step(self, packed, state=None):
+        """(state before, state after, metrics) of one pass; NumPy."""
+        state = state or self.fresh()
+        before = jax.tree.map(lambda x: np.array(x), state)
+        packed = self.learner.assign_credit(state, self.frozen, packed)
+        state, metrics = self.learner.update(state, self.frozen, packed)
+        return before, jax.device_get(state), metrics
+
+
+@pytest.fixture(scope="module")
+def bench(micro_folder, make_config, make_policy):
+    """Benches by their config's changes and the mesh; compiled once each."""
+
+    @functools.cache
+    def make(mesh_sizes=(1, 1, 1, 1), mode="full", kl="reward", old="behaviour"):
+        count = int(np.prod(mesh_sizes))
+        config = make_config(
+            mode=mode,
+            kl=KLConfig(beta=0.05, place=kl),
+            objective=ObjectiveConfig(mask_truncated=False, old_logprobs=old),
+            packing=PackingConfig(
+                row_tokens=24, row_action_tokens=12, rows=2 if count == 1 else 8
+            ),
+        )
+        mesh = make_mesh(MeshConfig(*mesh_sizes), jax.devices()[:count])
+        policy = make_policy(config)
+        folders = [micro_folder] * 2
+
+        def fresh():
+            trainable, _ = policies.init(policy, folders, mesh, 1, jnp.float32)
+            if mode == "lora":  # with b = 0 the gradient of a would vanish
+                trainable = jax.tree.map(lambda p: p + 0.05, trainable)
+            return update.init_state(trainable, config, mesh)
+
+        _, frozen = policies.init(policy, folders, mesh, 1, jnp.float32)
+        learner = update.Learner(policy, config, mesh)
+        learner.warm_up(fresh(), frozen)
+        return Bench(config, policy, learner, fresh, frozen)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trajectories(make_action, make_trajectory):
+    """Eleven actions of "a" and ten of "b", at two temperatures."""
+    rng = np.random.default_rng(3)
+    out = []
+    for k in range(6):
+        a, b = LENGTHS[k % 3], LENGTHS[(k + 1) % 3]
+        heat = 1.0 if k % 2 else 0.7
+        actions = [
+            make_action("a", 0, *a, seed=k, temperature=heat),
+            make_action("b", 0, *b, seed=k),
+            make_action("a", 1, *b, seed=10 + k, temperature=heat),
+            make_action("b", 1, *a, seed=10 + k),
+        ]
+        if k == 5:
+            actions = actions[:1]
+        elif k == 4:
+            actions = actions[:3]
+        elif k == 3:
+            actions.append(make_action("b", 2, 3, 2, seed=99))
+        pairs = [(action, float(rng.integers(0, 11))) for action in actions]
+        out.append(make_trajectory(pairs, task=f"t{k // 2}", sample=k % 2))
+    return out
+
+
+def of_agent(tree, agent):
+    return jax.tree.map(lambda x: np.asarray(x)[agent], tree)
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(got, want, rtol=1e-5):
+    """Relative to the largest entry of the whole tree."""
+    scale = max(np.abs(w).max() for w in jax.tree.leaves(want))
+    gaps = jax.tree.map(lambda g, w: np.abs(g - w).max(), got, want)
+    assert max(jax.tree.leaves(gaps)) <= rtol * scale, (gaps, scale)
+
+
+# -- the slow, plain update ----------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def naive_logprobs(policy, own, frozen, tokens, prompt, temperature):
+    """All logits of one unpadded action under one agent's own weights."""
+    params = own
+    if policy.mode == "lora":
+        stacked = jax.tree.map(lambda p: p[None], own)
+        params = policies.agent_params(policy, stacked, frozen, 0)
+    t = tokens.shape[0]
+    row = (tokens[None], jnp.arange(t)[None], jnp.ones((1, t), jnp.int32))
+    hidden, _ = Decoder(policy.cfg).apply({"params": params}, *row)
+    scores = jax.nn.log_softmax(logits(params, policy.cfg, hidden)[0] / temperature)
+    return scores[jnp.arange(prompt - 1, t - 1), tokens[prompt:]]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def naive_gradient(policy, own, frozen, tokens, prompt, temperature, old, adv, weight):
+    def loss(own):
+        logp = naive_logprobs(policy, own, frozen, tokens, prompt, temperature)
+        ratio = jnp.exp(logp - old)
+        bounded = jnp.clip(ratio, 0.8, 1.2)
+        return -weight * jnp.minimum(ratio * adv, bounded * adv).sum()
+
+    return jax.grad(loss)(own)
+
+
+def naive_update(bench, packed, agent, state):
+    """One agent's pass, an action at a time. Returns (weights, gradient norms)."""
+    config, policy, frozen = bench.config, bench.policy, bench.frozen
+    own = of_agent(state.trainable, agent)
+    reference = frozen
+    if policy.mode == "lora":  # the base: adapters of zero
+        reference = jax.tree.map(np.zeros_like, own)
+    slots = [[s for s in m.slots if s.agent == agent] for m in packed.minibatches]
+    kl = np.zeros_like(packed.actions.mask[agent])
+    for s in sum(slots, []):
+        a = s.action
+        tokens = np.concatenate([a.prompt_ids, a.token_ids])
+        ref = naive_logprobs(
+            policy, reference, frozen, tokens, len(a.prompt_ids), a.temperature
+        )
+        kl[s.number, : len(a.token_ids)] = a.logprobs - ref
+    x = jax.tree.map(lambda v: v[agent], packed.actions)
+    advantage = credit.advantages(
+        x.reward,
+        kl,
+        x.mask,
+        x.group,
+        x.kind,
+        estimator="reinforce_pp",
+        weight="token",
+        beta=config.kl.beta,
+    )
+    o = config.optimizer
+    tx = optax.chain(
+        optax.clip_by_global_norm(o.max_grad_norm),
+        optax.scale_by_adam(o.beta1, o.beta2, o.eps),
+    )
+    moments, norms = tx.init(own), []
+    rate = list(config.agents.values())[agent].learning_rate
+    total = update.estimated_updates(config)[agent]
+    for taken, part in enumerate(s for s in slots if s):
+        count = sum(len(s.action.token_ids) for s in part)
+        grads = jax.tree.map(np.zeros_like, own)
+        for s in part:
+            a, n = s.action, len(s.action.token_ids)
+            tokens = np.concatenate([a.prompt_ids, a.token_ids])
+            one = naive_gradient(
+                policy,
+                own,
+                frozen,
+                tokens,
+                len(a.prompt_ids),
+                a.temperature,
+                a.logprobs,
+                advantage[s.number, :n],
+                1 / count,
+            )
+            grads = jax.tree.map(np.add, grads, one)
+        norms.append(float(optax.global_norm(grads)))
+        step, moments = tx.update(grads, moments)
+        share = update.schedule_share(o, taken, total)
+        own = jax.tree.map(lambda p, u, r=rate * share: p - r * u, own, step)
+    return own, norms, moments
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_the_update_equals_a_plain_one(bench, trajectories, mode):
+    """Two mini-batches of packed, micro-batched rows of two agents, against
+    jax.grad of one unpadded action at a time."""
+    one = bench(mode=mode)
+    packed = one.pack(trajectories, size=7)
+    assert len(packed.minibatches) == 2
+    before, after, metrics = one.step(packed)
+    for agent in (0, 1):
+        want, norms, moments = naive_update(one, packed, agent, before)
+        was = of_agent(before.trainable, agent)
+        moved = jax.tree.map(np.subtract, of_agent(after.trainable, agent), was)
+        assert_close(moved, jax.tree.map(np.subtract, want, was), rtol=5e-5)
+        assert_close(of_agent(after.opt_state[1].mu, agent), moments[1].mu)
+        np.testing.assert_allclose(metrics["grad_norm"][agent], np.mean(norms), 1e-5)
+    np.testing.assert_array_equal(after.updates, [2, 2])
+    np.testing.assert_array_equal(after.skipped, 0)
+
+
+def test_rows_hold_several_actions_and_micro_batches(bench, trajectories):
+    """Which the test above relies on."""
+    for mode in ("full", "lora"):
+        for part in bench(mode=mode).pack(trajectories, size=7).minibatches:
+            assert max(s.segment for s in part.slots) > 1
+            assert part.count > 1, mode
+
+
+def test_a_missing_verdict_is_as_if_the_action_were_not_there(
+    bench, trajectories, make_action, make_trajectory
+):
+    one = bench()
+    extra = make_trajectory([(make_action("a", 0, 5, 4, seed=77), None)], task="t9")
+    # In its own order, since the shuffle depends on how many actions there are.
+    with_it = one.pack([*trajectories, extra])
+    without = one.pack(trajectories)
+    assert with_it.counts["a"]["missing"] == 1
+    assert_same(dict(with_it.actions.items()), dict(without.actions.items()))
+    a, b = one.step(with_it), one.step(without)
+    assert_same(a[1].trainable, b[1].trainable)
+    assert_same(a[1].opt_state, b[1].opt_state)
+
+
+def test_each_agent_has_its_own_learning_rate(bench, trajectories):
+    before, after, metrics = bench().step(bench().pack(trajectories))
+    np.testing.assert_allclose(metrics["learning_rate"], [0.02, 0.005], rtol=0.2)
+    ratio = metrics["learning_rate"][0] / metrics["learning_rate"][1]
+    assert ratio == pytest.approx(4.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_an_agent_without_tokens_keeps_every_bit(bench, trajectories, mode):
+    one = bench(mode=mode)
+    _, state, _ = one.step(one.pack(trajectories))  # moments are not zero
+    warm = jax.tree.map(lambda new, x: jax.device_put(new, x.sharding), state, one.fresh())
+    only_a = [
+        dataclasses.replace(
+            t,
+            actions=tuple(a for a in t.actions if a.agent == "a"),
+            verdicts=tuple(
+                v
+                for a, v in zip(t.actions, t.verdicts, strict=True)
+                if a.agent == "a"
+            ),
+        )
+        for t in trajectories
+    ]
+    before, after, metrics = one.step(one.pack(only_a), warm)
+    idle = functools.partial(of_agent, agent=1)
+    assert_same(idle(after.trainable), idle(before.trainable))
+    assert_same(idle(after.opt_state), idle(before.opt_state))
+    np.testing.assert_array_equal(after.updates, [2, 1])
+    np.testing.assert_array_equal(after.skipped, [0, 0])
+    np.testing.assert_array_equal(metrics["updates"], [1, 0])
+    assert metrics["trained_tokens"][1] == 0
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_a_gradient_that_is_not_finite_skips_that_agent_only(
+    bench, trajectories, mode
+):
+    one = bench(mode=mode)
+    clean_before, clean, _ = one.step(one.pack(trajectories))
+    packed = one.learner.assign_credit(one.fresh(), one.frozen, one.pack(trajectories))
+    (part,) = packed.minibatches
+    slot = next(s for s in part.slots if s.agent == 0)
+    part.batch.advantage[slot.row][slot.at] = np.nan
+    state, metrics = one.learner.update(one.fresh(), one.frozen, packed)
+    after = jax.device_get(state)
+    assert_same(of_agent(after.trainable, 0), of_agent(clean_before.trainable, 0))
+    assert_same(of_agent(after.opt_state, 0), of_agent(clean_before.opt_state, 0))
+    assert_same(of_agent(after.trainable, 1), of_agent(clean.trainable, 1))
+    np.testing.assert_array_equal(after.updates, [0, 1])
+    np.testing.assert_array_equal(after.skipped, [1, 0])
+    np.testing.assert_array_equal(metrics["nonfinite"], [1, 0])
+
+
+def test_the_numbers_of_one_step(bench, trajectories):
+    """Pinned: a change of these is a change of the method."""
+    _, after, metrics = bench().step(bench().pack(trajectories))
+    got = {k: metrics[k].tolist() for k in PINNED}
+    got["weights"] = [
+        float(optax.global_norm(of_agent(after.trainable, a))) for a in (0, 1)
+    ]
+    for name, want in PINNED.items():
+        np.testing.assert_allclose(got[name], want, rtol=1e-4, err_msg=name)
+
+
+PINNED = {
+    "loss": [0, 0],
+}
+
+
+@pytest.mark.parametrize("kl", ["reward", "loss"])
+def test_both_places_of_the_kl_move_the_weights(bench, trajectories, kl):
+    one = bench(kl=kl)
+    before, after, metrics = one.step(one.pack(trajectories))
+    assert np.isfinite(metrics["loss"]).all()
+    np.testing.assert_array_equal(after.updates, [1, 1])
+    assert np.abs(metrics["kl"]).min() > 0
+    moved = np.abs(after.trainable["embed"] - before.trainable["embed"])
+    assert (moved.max((1, 2)) > 0).all()
+
+
+def test_the_kl_in_the_loss_leaves_the_advantages_alone(bench, trajectories):
+    """k3 penalises in the loss only: advantages are those without a KL."""
+    one = bench(kl="loss")
+    packed = one.learner.assign_credit(one.fresh(), one.frozen, one.pack(trajectories))
+    got = np.zeros_like(packed.actions.mask)
+    for part in packed.minibatches:
+        part.gather(part.batch.advantage, got)
+    mask, reward = packed.actions.mask[0], packed.actions.reward[0]
+    values = np.repeat(reward, mask.sum(1).astype(int))
+    want = (reward - values.mean()) / values.std()
+    np.testing.assert_allclose(got[0], want[:, None] * mask, rtol=1e-4, atol=1e-6)
+
+
+def test_recomputed_logprobs_are_the_trainers_with_importance(bench, trajectories):
+    one = bench(old="recompute")
+    state = one.fresh()
+    packed = one.learner.assign_credit(state, one.frozen, one.pack(trajectories))
+    (part,) = packed.minibatches
+    for s in part.slots:
+        a, n = s.action, len(s.action.token_ids)
+        tokens = np.concatenate([a.prompt_ids, a.token_ids])
+        own = of_agent(state.trainable, s.agent)
+        want = naive_logprobs(
+            one.policy, own, None, tokens, len(a.prompt_ids), a.temperature
+        )
+        where = (*s.row, slice(s.at, s.at + n))
+        np.testing.assert_allclose(part.batch.old[where], want, atol=1e-4)
+        weight = np.minimum(np.exp(want - a.logprobs), 2.0)
+        np.testing.assert_allclose(part.batch.importance[where], weight, rtol=1e-3)
+    assert part.batch.importance.max() == 2.0  # the truncation was met
+    _, after, metrics = one.step(one.pack(trajectories))
+    np.testing.assert_array_equal(metrics["clip_fraction"], 0)  # all ratios are 1
+    np.testing.assert_array_equal(after.updates, [1, 1])
+
+
+# -- meshes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "sizes"),
+    [
+        ("full", (1, 8, 1, 1)),
+        ("full", (1, 1, 2, 4)),
+        ("full", (2, 2, 2, 1)),
+        ("lora", (1, 8, 1, 1)),
+        ("lora", (1, 1, 2, 4)),
+    ],
+)
+def test_a_mesh_gives_the_update_of_one_device(bench, trajectories, mode, sizes):
+    alone, spread = bench(mode=mode), bench(sizes, mode=mode)
+    before, want, metrics = alone.step(alone.pack(trajectories))
+    _, got, spread_metrics = spread.step(spread.pack(trajectories))
+
+    def moved(state):
+        return jax.tree.map(np.subtract, state.trainable, before.trainable)
+
+    assert_close(moved(got), moved(want), rtol=5e-5)
+    assert_close(got.opt_state[1].mu, want.opt_state[1].mu)
+    for name in ("loss", "grad_norm", "kl"):
+        np.testing.assert_allclose(
+            spread_metrics[name], metrics[name], rtol=1e-4, atol=1e-6, err_msg=name
+        )
+
+
+def test_rows_that_do_not_divide_the_mesh_are_refused_by_name(
+    micro_folder, make_config, make_policy
+):
+    config = make_config(packing=PackingConfig(row_tokens=24, rows=6))
+    mesh = make_mesh(MeshConfig(1, 8, 1, 1))
+    policy = make_policy(config)
+    trainable, frozen = policies.init(
+        policy, [micro_folder] * 2, mesh, 0, jnp.float32
+    )
+    learner = update.Learner(policy, config, mesh)
+    with pytest.raises(ConfigError, match="packing.rows"):
+        learner.warm_up(update.init_state(trainable, config, mesh), frozen)
+
+
+# -- the schedule ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("taken", "share"),
+    [
+        (0, 0.25),  # counts from 1: the first update is not lost
+        (3, 1.0),  # the end of the warm-up
+        (11, 0.1 + 0.9 * 0.5),  # half of the cosine
+        (19, 0.1),
+        (500, 0.1),  # clamped
+    ],
+)
+def test_the_schedule_warms_up_and_falls_along_a_cosine(taken, share):
+    config = OptimizerConfig(warmup_fraction=0.2, final_fraction=0.1)
+    got = update.schedule_share(config, taken, 20)
+    assert float(got) == pytest.approx(share, rel=1e-5)
+
+
+def test_a_schedule_of_one_update_is_not_zero():
+    assert float(update.schedule_share(OptimizerConfig(), 0, 1)) > 0
+
+
+def test_the_schedule_is_as_long_as_the_updates_that_can_be_taken(make_config):
+    """2 steps x 1 epoch x ceil(8 rollouts x 2 turns / 12)."""
+    np.testing.assert_array_equal(update.estimated_updates(make_config()), [4, 4])

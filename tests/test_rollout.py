@@ -1,0 +1,256 @@
+"""One rollout with scripted agents, tools and judge: what is judged, when, as what."""
+
+import asyncio
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mappa_jax.config import AgentConfig
+from mappa_jax.rollout import Stage, rollout, success
+from mappa_jax.sampling.engine import PromptTooLong
+from mappa_jax.sampling.team import Seat
+from mappa_jax.testing import ScriptedGrader, ScriptedJudge, ScriptedTools
+from mappa_jax.types import (
+    Missing,
+    MissingReason,
+    Observation,
+    Role,
+    Task,
+    ToolFault,
+    Verdict,
+)
+from mappa_jax.workflows.base import Brief, Workflow
+
+ROLES = (Role("first", "first", "begins"), Role("last", "last", "answers"))
+BRIEF = Brief({"first": 16, "last": 32}, {"first": 1, "last": 1}, 99, 99, "tool", False)
+
+
+class CharTokenizer:
+    """A token is a character; "<" opens thinking."""
+
+    stop_ids = (0,)
+
+    def render(self, messages, *, thinking):
+        chat = "".join(m.content for m in messages)
+        return np.asarray([ord(c) for c in chat], np.int32)
+
+    def decode(self, ids):
+        return "".join(chr(i) for i in ids)
+
+    def opens_thinking(self, prompt_ids):
+        return False
+
+
+class ScriptedEngine:
+    """Says `say(agent, address)`; an exception is raised instead."""
+
+    def __init__(self, say):
+        self.say = say
+        self.addresses = []
+
+    async def generate(self, agent, prompt, options, address):
+        self.addresses.append(address)
+        await asyncio.sleep(0)
+        said = self.say(agent, address)
+        if isinstance(said, Exception):
+            raise said
+        tokens = np.asarray([ord(c) for c in said], np.int32)
+        return SimpleNamespace(
+            token_ids=tokens, logprobs=np.zeros(len(tokens)), finish="stop"
+        )
+
+
+async def relay(task, team, tools, brief):
+    """The first agent's text is run as a program; the last agent then acts."""
+    action = await team["first"].act([])
+    async with tools.workspace() as workspace:
+        try:
+            seen = await workspace.run(action.content)
+        except ToolFault as e:
+            team.record(action, code=action.content, fault=str(e))
+            raise
+    team.record(action, code=action.content, observation=seen)
+    team.record(await team["last"].act([]))
+
+
+def make_stage(
+    judge,
+    say=lambda agent, address: f"{'first' if agent == 0 else 'last'}",
+    outcomes=(Observation("ok", seconds=0.5),) * 8,
+    show_reference="never",
+    workflow=relay,
+):
+    tokenizer = CharTokenizer()
+    seats = {
+        role.name: Seat(role.name, i, AgentConfig(), tokenizer)
+        for i, role in enumerate(ROLES)
+    }
+    return Stage(
+        workflow=Workflow("relay", ROLES, workflow),
+        brief=BRIEF,
+        seats=seats,
+        engine=ScriptedEngine(say),
+        tools=ScriptedTools(*outcomes),
+        judge=judge,
+        grader=ScriptedGrader(),
+        show_reference=show_reference,
+    )
+
+
+TASK = Task("t", "prompt", answer="last")
+
+
+async def run(stage, tasks=(TASK,), samples=1, evaluation=False):
+    done = []
+    rolled = await rollout(
+        stage,
+        tasks,
+        samples=samples,
+        step=3,
+        evaluation=evaluation,
+        on_done=lambda: done.append(1),
+    )
+    assert len(done) == len(rolled.trajectories)
+    return rolled
+
+
+async def test_every_action_has_its_own_verdict():
+    judge = ScriptedJudge(lambda r: 2.0 if r.role.name == "first" else 7.0)
+    rolled = await run(make_stage(judge), samples=3)
+    for trajectory in rolled.trajectories:
+        assert [a.agent for a in trajectory.actions] == ["first", "last"]
+        assert [v.score for v in trajectory.verdicts] == [2.0, 7.0]
+    assert rolled.sandbox_seconds == pytest.approx(1.5)
+
+
+async def test_an_early_action_is_judged_before_later_agents_act():
+    judge = ScriptedJudge()
+    asked_before_last = []
+
+    def say(agent, address):
+        if agent == 1:
+            asked_before_last.append([r.role.name for r in judge.requests])
+        return "x"
+
+    await run(make_stage(judge, say))
+    assert asked_before_last == [["first"]]
+
+
+async def test_a_slow_judge_does_not_delay_the_agents():
+    gate = asyncio.Event()
+    judge = ScriptedJudge(gate=gate)
+
+    def say(agent, address):
+        if agent == 1:
+            gate.set()  # no verdict can exist before the last agent acts
+        return "x"
+
+    rolled = await asyncio.wait_for(run(make_stage(judge, say)), 5)
+    assert len(rolled.trajectories[0].verdicts) == 2
+
+
+async def test_the_judge_sees_what_came_before_and_the_observation():
+    judge = ScriptedJudge()
+    await run(make_stage(judge))
+    first, last = judge.requests
+    assert first.before == ()
+    assert first.action.observation.stdout == "ok"
+    assert [a.agent for a in last.before] == ["first"]
+    assert (first.token_limit, last.token_limit) == (16, 32)
+    assert not first.is_last and last.is_last
+
+
+async def test_a_fault_is_missing_and_never_judged():
+    judge = ScriptedJudge()
+    stage = make_stage(judge, outcomes=[ToolFault("sandbox died")])
+    rolled = await run(stage)
+    (trajectory,) = rolled.trajectories
+    (verdict,) = trajectory.verdicts
+    assert isinstance(verdict, Missing)
+    assert verdict.reason is MissingReason.INFRASTRUCTURE
+    assert "sandbox died" in verdict.detail
+    assert judge.requests == []
+    assert trajectory.failure == "tool fault: sandbox died"
+    assert trajectory.outcome is None
+
+
+async def test_one_fault_leaves_the_other_trajectories_alone():
+    judge = ScriptedJudge()
+    outcomes = [ToolFault("died"), Observation("ok")]
+    rolled = await run(make_stage(judge, outcomes=outcomes), samples=2)
+    lengths = sorted(len(t.actions) for t in rolled.trajectories)
+    assert lengths == [1, 2]
+    assert success(rolled.trajectories) == {"success": 1.0, "graded": 1, "failed": 1}
+
+
+async def test_a_prompt_that_is_too_long_fails_the_trajectory_unblamed():
+    judge = ScriptedJudge()
+    stage = make_stage(
+        judge, say=lambda agent, _: PromptTooLong("99 tokens") if agent else "x"
+    )
+    rolled = await run(stage)
+    (trajectory,) = rolled.trajectories
+    assert trajectory.failure == "prompt too long: 99 tokens"
+    assert trajectory.outcome is None
+    assert [type(v) for v in trajectory.verdicts] == [Verdict]  # of what was done
+    counted = success(rolled.trajectories)
+    assert (counted["graded"], counted["failed"]) == (0, 1)
+    assert np.isnan(counted["success"])
+
+
+async def test_a_bug_in_a_workflow_is_not_swallowed():
+    async def broken(task, team, tools, brief):
+        raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup) as e:
+        await run(make_stage(None, workflow=broken))
+    assert e.group_contains(ZeroDivisionError)
+
+
+async def test_a_task_that_occurs_twice_gets_distinct_samples():
+    stage = make_stage(None)
+    other = dataclasses.replace(TASK, id="u")
+    rolled = await run(stage, tasks=[TASK, other, TASK], samples=2)
+    numbers = [(t.task.id, t.sample) for t in rolled.trajectories]
+    assert numbers == [("t", 0), ("t", 1), ("u", 0), ("u", 1), ("t", 2), ("t", 3)]
+    addresses = stage.engine.addresses
+    assert len(set(addresses)) == len(addresses) == 12
+
+
+async def test_evaluation_draws_other_randomness_and_is_not_judged():
+    stage = make_stage(None)
+    training = await run(stage)
+    evaluation = await run(stage, evaluation=True)
+    assert len(set(stage.engine.addresses)) == 4
+    assert training.trajectories[0].step == 3
+    assert evaluation.trajectories[0].step == -1
+    assert evaluation.trajectories[0].verdicts == ()
+
+
+@pytest.mark.parametrize(
+    ("shown", "references"),
+    [
+        ("never", [None, None]),
+        ("last", [None, "last"]),
+        ("all", ["last", "last"]),
+    ],
+)
+async def test_who_is_judged_with_the_reference_answer(shown, references):
+    judge = ScriptedJudge()
+    await run(make_stage(judge, show_reference=shown))
+    assert [r.reference for r in judge.requests] == references
+
+
+async def test_only_the_last_agents_text_is_the_answer():
+    right = make_stage(None, say=lambda agent, _: "last" if agent else "no")
+    wrong = make_stage(None, say=lambda agent, _: "no" if agent else "last")
+    assert (await run(right)).trajectories[0].outcome.score == 1.0
+    assert (await run(wrong)).trajectories[0].outcome.score == 0.0
+
+
+async def test_without_a_reference_there_is_no_outcome():
+    rolled = await run(make_stage(None), tasks=[Task("t", "prompt")])
+    assert rolled.trajectories[0].outcome is None
+    assert rolled.trajectories[0].failure is None
