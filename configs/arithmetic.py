@@ -3,8 +3,8 @@
   python launch/train.py --config=configs/arithmetic.py --workdir=runs/arithmetic
   python launch/report.py --workdir=runs/arithmetic --out=docs/arithmetic.png
 
-Like configs/quickstart.py, with larger batches, more iterations, and an evaluation
-on held-out problems before and after. docs/results.md has what came of it.
+Like configs/quickstart.py, with more iterations and an evaluation on held-out
+problems before, between and after. docs/results.md has what came of it.
 """
 
 import importlib.util
@@ -18,17 +18,13 @@ def get_config(arg=None):
     config.steps = 40
     config.data.train_size = 2048
     config.data.eval_size = 48
-    config.data.prompts_per_step = 8
-    config.data.samples_per_prompt = 2
-    config.sampler.slots = 16
-    config.optimizer.actions_per_update = 16
     for agent in config.agents.values():
         agent.learning_rate = 3e-4
     config.eval.at_start = True
     config.eval.at_end = True
     config.eval.every = 10
-    config.eval.samples = 2
-    config.checkpoint.keep = 1
+    config.eval.samples = 1
+    config.checkpoint.every = 2
     return config
 
 

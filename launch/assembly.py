@@ -12,7 +12,7 @@ import common
 from mappa_jax import assemble as parts
 from mappa_jax.answers import Grader
 from mappa_jax.checkpoints import Checkpoints
-from mappa_jax.config import Config
+from mappa_jax.config import Config, ConfigError
 from mappa_jax.data import load_data
 from mappa_jax.judges import make_judge
 from mappa_jax.learning.update import Learner, TeamState, init_state
@@ -64,6 +64,26 @@ async def stages(
             )
 
         yield stage(judge, None), stage(None, config.eval.temperature)
+
+
+def restore(
+    config: Config, models: parts.Models, workdir: Path, weights: tuple[Any, Any]
+) -> tuple[tuple[Any, Any], int]:
+    """The weights of the latest checkpoint, and its step.
+
+    Raises:
+      ConfigError: the workdir has no checkpoint.
+    """
+    trainable, frozen = weights
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    try:
+        if (step := checkpoints.latest()) is None:
+            raise ConfigError(f"{workdir}: no checkpoint yet; train first")
+        like = init_state(trainable, config, models.mesh)
+        state, _ = checkpoints.restore(step, like)
+    finally:
+        checkpoints.close()
+    return (state.trainable, frozen), step
 
 
 @contextlib.asynccontextmanager

@@ -116,3 +116,27 @@ def print_summary(console: Console, line: dict[str, Any], workdir: Path) -> None
     ):
         if (workdir / name).exists():
             console.print(f"  {name:18} {what}")
+
+
+def print_evaluations(console: Console, rows: dict[str, dict[str, Any]]) -> None:
+    """A row per team and data set, with 95% intervals over problems."""
+    table = Table(title="held-out problems (95% intervals over problems)")
+    table.add_column("who")
+    table.add_column("data")
+    for title in ("avg@k", "pass@k", "problems", "samples"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for who, sources in rows.items():
+        for source, row in sources.items():
+            table.add_row(
+                who,
+                source,
+                _interval(row, "avg"),
+                _interval(row, "pass") if "pass" in row else "-",
+                str(row["problems"]),
+                str(row["samples"]),
+            )
+    console.print(table)
+
+
+def _interval(row: dict[str, float], name: str) -> str:
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"

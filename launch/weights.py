@@ -1,6 +1,6 @@
 """Fetches and converts weights into the cache, and prints the folder.
 
-  python launch/weights.py smollm2-135m-instruct
+python launch/weights.py smollm2-135m-instruct
 """
 
 from __future__ import annotations

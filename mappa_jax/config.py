@@ -109,7 +109,7 @@ class SandboxConfig:
 class WorkflowConfig:
     """Which team works on a task, and how much it hands on."""
 
-    name: Literal["mathchat"] = "mathchat"
+    name: Literal["mathchat", "single"] = "mathchat"
     tool_output_tokens: int = 512  # an observation is cut in the middle to this
     handoff_tokens: int = 1024  # likewise what one agent hands to the next
     example: bool = False  # show every agent a worked example; small models need it

@@ -1,6 +1,11 @@
 """Every test runs on eight simulated CPU devices, with one shared compile cache."""
 
+import dataclasses
+import importlib.util
 import os
+import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -10,6 +15,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax
 import pytest
+
+from mappa_jax.config import MeshConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"
@@ -23,3 +30,59 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 def cache() -> Path:
     """Where converted weights stay between test runs."""
     return CACHE
+
+
+@pytest.fixture(scope="session")
+def launch_path() -> Iterator[Path]:
+    """Makes the launch scripts importable, as running one of them does."""
+    folder = ROOT / "launch"
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="session")
+def assemble(launch_path, cache):
+    """launch's `assemble` as (config, workdir, progress), on one device."""
+    import assembly
+    from mappa_jax import assemble as parts
+    from mappa_jax.parallel import mesh
+
+    one = mesh.make_mesh(MeshConfig(), jax.devices()[:1])
+
+    def load_models(config, cache):
+        return dataclasses.replace(parts.load_models(config, cache), mesh=one)
+
+    # Only what `assembly` sees is changed: the mesh, and the tests' own compile cache.
+    mine = {"load_models": load_models, "enable_compilation_cache": lambda folder: None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "parts", types.SimpleNamespace(**vars(parts) | mine))
+        yield lambda config, workdir, progress: assembly.assemble(
+            config, workdir, cache, progress
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """(changes) -> configs/tiny.py as a ConfigDict, smaller still: {"steps": 4, ...}"""
+    spec = importlib.util.spec_from_file_location("tiny", ROOT / "configs" / "tiny.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def make(changes=None):
+        config = module.get_config()
+        config.update_from_flattened_dict(TINIER | (changes or {}))
+        return config
+
+    return make
+
+
+TINIER = {
+    "data.prompts_per_step": 2,
+    "data.eval_size": 2,
+    "sampler.slots": 4,
+    "sampler.prompt_buckets": (384, 512),
+    "sampler.context": 640,
+    "packing.row_tokens": 640,
+    "optimizer.actions_per_update": 4,
+}

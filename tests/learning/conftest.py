@@ -141,7 +141,9 @@ def make_trajectory():
             step=0,
             sample=sample,
             actions=tuple(a for a, _ in pairs),
-            verdicts=tuple(gone if s is None else Verdict(s, "", CALL) for _, s in pairs),
+            verdicts=tuple(
+                gone if s is None else Verdict(s, "", CALL) for _, s in pairs
+            ),
             outcome=None if outcome is None else Outcome(outcome),
         )
 

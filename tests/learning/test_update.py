@@ -271,15 +271,15 @@ def test_each_agent_has_its_own_learning_rate(bench, trajectories):
 def test_an_agent_without_tokens_keeps_every_bit(bench, trajectories, mode):
     one = bench(mode=mode)
     _, state, _ = one.step(one.pack(trajectories))  # moments are not zero
-    warm = jax.tree.map(lambda new, x: jax.device_put(new, x.sharding), state, one.fresh())
+    warm = jax.tree.map(
+        lambda new, x: jax.device_put(new, x.sharding), state, one.fresh()
+    )
     only_a = [
         dataclasses.replace(
             t,
             actions=tuple(a for a in t.actions if a.agent == "a"),
             verdicts=tuple(
-                v
-                for a, v in zip(t.actions, t.verdicts, strict=True)
-                if a.agent == "a"
+                v for a, v in zip(t.actions, t.verdicts, strict=True) if a.agent == "a"
             ),
         )
         for t in trajectories
@@ -295,9 +295,7 @@ def test_an_agent_without_tokens_keeps_every_bit(bench, trajectories, mode):
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
-def test_a_gradient_that_is_not_finite_skips_that_agent_only(
-    bench, trajectories, mode
-):
+def test_a_gradient_that_is_not_finite_skips_that_agent_only(bench, trajectories, mode):
     one = bench(mode=mode)
     clean_before, clean, _ = one.step(one.pack(trajectories))
     packed = one.learner.assign_credit(one.fresh(), one.frozen, one.pack(trajectories))
@@ -411,9 +409,7 @@ def test_rows_that_do_not_divide_the_mesh_are_refused_by_name(
     config = make_config(packing=PackingConfig(row_tokens=24, rows=6))
     mesh = make_mesh(MeshConfig(1, 8, 1, 1))
     policy = make_policy(config)
-    trainable, frozen = policies.init(
-        policy, [micro_folder] * 2, mesh, 0, jnp.float32
-    )
+    trainable, frozen = policies.init(policy, [micro_folder] * 2, mesh, 0, jnp.float32)
     learner = update.Learner(policy, config, mesh)
     with pytest.raises(ConfigError, match="packing.rows"):
         learner.warm_up(update.init_state(trainable, config, mesh), frozen)

@@ -1,0 +1,118 @@
+"""Evaluates a run's team on held-out problems, beside what it must be compared with.
+
+  python launch/evaluate.py --workdir=runs/quickstart
+  python launch/evaluate.py --workdir=runs/quickstart --who=trained,untrained,single
+
+trained: the team at its latest checkpoint; untrained: the team as it started;
+single: one untrained agent with the whole team's token budget. The numbers are
+avg@k and pass@k with 95% intervals bootstrapped over problems; they are appended to
+WORKDIR/evaluations.jsonl, and the trajectories kept beside the training's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import common
+
+common.prepare_environment()
+
+from absl import flags  # noqa: E402
+
+from console import ConsoleProgress, print_evaluations  # noqa: E402
+
+WHO = ("trained", "untrained", "single")
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
+_WHO = flags.DEFINE_list("who", list(WHO), "Which of: " + ", ".join(WHO) + ".")
+_CACHE = flags.DEFINE_string(
+    "cache_dir", common.CACHE, "Weights, prepared data and compiled programs."
+)
+flags.mark_flag_as_required("workdir")
+
+
+def main(argv: list[str]) -> None:
+    common.begin(argv)
+    from mappa_jax.config import ConfigError
+
+    if unknown := set(_WHO.value) - set(WHO):
+        raise ConfigError(f"--who: {sorted(unknown)} are not among {list(WHO)}")
+    workdir, cache = Path(_WORKDIR.value), Path(_CACHE.value).expanduser()
+    config = common.read_config(workdir)
+    with ConsoleProgress(config.steps) as progress:
+        rows = common.run_until_interrupted(
+            _evaluate_all(config, workdir, cache, progress, _WHO.value)
+        )
+    print_evaluations(progress.console, rows)
+
+
+async def _evaluate_all(
+    config: Any, workdir: Path, cache: Path, progress: ConsoleProgress, who: list[str]
+) -> dict[str, dict[str, Any]]:
+    from mappa_jax import assemble as parts
+    from mappa_jax.config import ConfigError
+    from mappa_jax.data import load_evaluation
+
+    parts.enable_compilation_cache(cache / "xla")
+    tasks = load_evaluation(config.data)
+    if not any(tasks.values()):
+        raise ConfigError("config.data.eval_source names no held-out problems")
+    rows = {}
+    for name in who:
+        chosen = single_agent(config) if name == "single" else config
+        rows[name] = await _evaluate_one(name, chosen, workdir, cache, progress, tasks)
+    return rows
+
+
+def single_agent(config: Any) -> Any:
+    """The config of one agent that may write as much as the whole team."""
+    first = next(iter(config.agents.values()))
+    budget = sum(a.max_new_tokens * a.max_turns for a in config.agents.values())
+    agent = dataclasses.replace(first, max_new_tokens=budget, max_turns=1)
+    block = config.sampler.cache_block
+    longest = config.sampler.prompt_buckets[-1] + budget
+    context = -(-longest // block) * block
+    return dataclasses.replace(
+        config,
+        agents={"single": agent},
+        workflow=dataclasses.replace(config.workflow, name="single"),
+        sampler=dataclasses.replace(config.sampler, context=context),
+        packing=dataclasses.replace(
+            config.packing, row_tokens=context, row_action_tokens=budget
+        ),
+    )
+
+
+async def _evaluate_one(name, config, workdir, cache, progress, tasks):
+    from assembly import restore, stages
+    from mappa_jax import assemble as parts
+    from mappa_jax.evaluate import evaluate
+
+    config = parts.seat_agents(config)
+    models = parts.load_models(config, cache)
+    async with stages(config, models, judged=False) as (_, stage):
+        weights = models.init_weights(config)
+        step = 0
+        if name == "trained":
+            weights, step = restore(config, models, workdir, weights)
+        progress.start(step, f"compile ({name})", 1)
+        stage.engine.warm_up(*weights)
+        total = sum(map(len, tasks.values())) * config.eval.samples
+        progress.start(step, f"evaluate ({name})", total)
+        return await evaluate(
+            stage,
+            weights,
+            tasks,
+            config.eval,
+            seed=config.seed,
+            step=step,
+            workdir=workdir,
+            on_done=progress.advance,
+            label=name,
+        )
+
+
+if __name__ == "__main__":
+    common.run_app(main)

@@ -1,0 +1,421 @@
+"""The loop end to end, on configs/tiny.py: a run, its records, stopping and resuming.
+
+All tests share one assembled run, and one event loop that outlives them.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import logging
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from mappa_jax import records
+from mappa_jax.checkpoints import Checkpoints
+from mappa_jax.config import ConfigError, resolve
+from mappa_jax.data import load_data
+from mappa_jax.learning.update import TeamState
+from mappa_jax.metrics import MetricWriter
+from mappa_jax.testing import ScriptedJudge, Silent
+from mappa_jax.train import TooManyMissing, train
+from mappa_jax.types import Verdict
+
+STEPS = 4
+SETTINGS = {
+    "steps": STEPS,
+    "eval.every": 2,
+    "checkpoint.every": 3,
+    "checkpoint.best_metric": "eval/chain_sum/avg",
+}
+
+
+def varied(request):
+    """A score that differs between actions, so that every agent is trained."""
+    return float(np.mean(request.action.token_ids % 11))
+
+
+def judged_by(run, judge, **parts):
+    return dataclasses.replace(
+        run, stage=dataclasses.replace(run.stage, judge=judge), **parts
+    )
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_same(left, right):
+    """Bit for bit, leaf by leaf."""
+    pairs = zip(
+        jax.tree.leaves_with_path(left), jax.tree.leaves_with_path(right), strict=True
+    )
+    for (path, one), (_, other) in pairs:
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other), err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def loop():
+    """Runs coroutines, all in one event loop."""
+    with asyncio.Runner() as runner:
+        yield runner.run
+
+
+class Live:
+    """An assembled run whose compiled parts many short runs may use."""
+
+    def __init__(self, run, state):
+        self.run = run
+        where = jax.tree.map(lambda x: x.sharding, dict(state.items()))
+        start = jax.device_get(dict(state.items()))
+        self.fresh = lambda: TeamState(**jax.device_put(start, where))
+
+    async def train(self, workdir, judge, *, progress=None, data=None, **config):
+        """Trains from the start into `workdir`; returns the last state, on the host."""
+        changed = dataclasses.replace(self.run.config, **config)
+        saved = Checkpoints(workdir / "checkpoints", changed.checkpoint)
+        with contextlib.closing(MetricWriter(workdir, 1)) as writer:
+            run = judged_by(
+                self.run,
+                judge,
+                config=changed,
+                workdir=workdir,
+                checkpoints=saved,
+                writer=writer,
+                progress=progress or Silent(),
+                data=data or self.run.data,
+            )
+            with contextlib.closing(saved):
+                state = await train(run, self.fresh(), 0)
+        return jax.device_get(state)
+
+
+class Compilations:
+    """Counts what JAX compiles."""
+
+    def __init__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, name, seconds, **_):
+        self.count += name == "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture(scope="module")
+def live(assemble, tiny, loop, tmp_path_factory):
+    config = resolve(tiny(SETTINGS))
+    entered = assemble(config, tmp_path_factory.mktemp("live"), Silent())
+    run, state, start = loop(entered.__aenter__())
+    assert start == 0
+    yield Live(run, state)
+    loop(entered.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="module")
+def whole(live, loop, tmp_path_factory):
+    """An uninterrupted run: its workdir, last state, and compilations after step 1."""
+    import common
+
+    workdir = tmp_path_factory.mktemp("whole")
+    common.claim_workdir(workdir, live.run.config)
+    compilations = Compilations()
+    counts = []
+    progress = Silent(lambda step: counts.append(compilations.count))
+    state = loop(live.train(workdir, ScriptedJudge(varied), progress=progress))
+    return SimpleNamespace(
+        workdir=workdir, state=state, counts=counts, compilations=compilations
+    )
+
+
+@pytest.fixture(scope="module")
+def resumed(assemble, tiny, loop, tmp_path_factory, whole):
+    """The same run, cancelled after two iterations, and gone on with in a new one."""
+    workdir = tmp_path_factory.mktemp("resumed")
+    config = resolve(tiny(SETTINGS))
+
+    async def stopped():
+        async with assemble(config, workdir, Silent()) as (run, state, start):
+            task = asyncio.current_task()
+            stop = Silent(lambda step: task.cancel() if step == 2 else None)
+            run = judged_by(run, ScriptedJudge(varied), progress=stop)
+            await train(run, state, start)
+
+    async def gone_on():
+        async with assemble(config, workdir, Silent()) as (run, state, start):
+            run = judged_by(run, ScriptedJudge(varied))
+            return start, jax.device_get(await train(run, state, start))
+
+    with pytest.raises(asyncio.CancelledError):
+        loop(stopped())
+    saved = sorted(p.name for p in (workdir / "checkpoints").iterdir())
+    start, state = loop(gone_on())
+    return SimpleNamespace(workdir=workdir, saved=saved, start=start, state=state)
+
+
+def test_every_agent_was_trained(live, whole):
+    before = jax.device_get(live.fresh())
+    assert (whole.state.updates == STEPS).all()
+    for path, leaf in jax.tree.leaves_with_path(whole.state.trainable):
+        at_start = before.trainable
+        for key in path:
+            at_start = at_start[key.key]
+        moved = np.abs(leaf - at_start).reshape(3, -1).max(1)
+        assert (moved > 0).all(), jax.tree_util.keystr(path)
+
+
+def test_a_run_leaves_what_is_documented(whole):
+    left = {path.name for path in whole.workdir.iterdir()}
+    assert left == {
+        "checkpoints",
+        "config.json",
+        "evaluations.jsonl",
+        "metrics.jsonl",
+        "tensorboard",
+        "trajectories",
+    }
+    names = sorted(p.name for p in (whole.workdir / "trajectories").iterdir())
+    assert names == [
+        "eval_000002_chain_sum.jsonl",
+        "eval_000004_chain_sum.jsonl",
+        *(f"step_{step:06d}.jsonl" for step in range(1, STEPS + 1)),
+    ]
+    assert list((whole.workdir / "tensorboard").iterdir())
+
+
+def test_metrics_have_every_iteration_once(whole, resumed):
+    for workdir in (whole.workdir, resumed.workdir):
+        rows = lines(workdir / "metrics.jsonl")
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+def test_metrics_tell_what_the_trajectories_hold(whole):
+    rows = lines(whole.workdir / "metrics.jsonl")
+    for row in rows:
+        path = records.training_path(whole.workdir, row["step"])
+        trajectories = records.read_trajectories(path)
+        assert len(trajectories) == 4
+        for name in ("solver", "coder", "verifier"):
+            mine = [
+                (a, v)
+                for t in trajectories
+                for a, v in zip(t.actions, t.verdicts, strict=True)
+                if a.agent == name
+            ]
+            scores = [v.score for _, v in mine]
+            assert row[f"agents/{name}/actions"] == len(mine)
+            assert row[f"agents/{name}/score"] == pytest.approx(np.mean(scores))
+            tokens = sum(len(a.token_ids) for a, _ in mine)
+            assert row[f"agents/{name}/trained_tokens"] == tokens
+        assert row["judge/calls"] == sum(len(t.actions) for t in trajectories)
+        assert row["tokens/new"] == sum(
+            len(a.token_ids) for t in trajectories for a in t.actions
+        )
+
+
+def test_every_action_on_disk_has_its_verdict(whole):
+    for step in range(1, STEPS + 1):
+        path = records.training_path(whole.workdir, step)
+        for trajectory in records.read_trajectories(path):
+            assert trajectory.actions
+            pairs = zip(trajectory.actions, trajectory.verdicts, strict=True)
+            for action, verdict in pairs:
+                assert isinstance(verdict, Verdict)
+                assert verdict.score == np.mean(action.token_ids % 11)
+
+
+def test_evaluation_is_recorded_and_reported(whole):
+    rows = lines(whole.workdir / "evaluations.jsonl")
+    assert [row["step"] for row in rows] == [2, 4]
+    for row in rows:
+        found = row["sources"]["chain_sum"]
+        assert (found["problems"], found["samples"]) == (2, 2)
+        assert found["avg_low"] <= found["avg"] <= found["avg_high"]
+    reported = [
+        row["step"]
+        for row in lines(whole.workdir / "metrics.jsonl")
+        if "eval/chain_sum/avg" in row
+    ]
+    assert reported == [2, 4]
+    held_out = records.evaluation_path(whole.workdir, 2, "chain_sum")
+    tried = records.read_trajectories(held_out)
+    assert len(tried) == 4
+    assert all(t.verdicts == () and t.outcome is not None for t in tried)
+    assert {a.temperature for t in tried for a in t.actions} == {0.6}
+
+
+def test_nothing_compiles_after_the_first_iteration(whole):
+    assert set(whole.counts) == {whole.counts[0]}
+    before = whole.compilations.count
+    jax.jit(lambda x: x * 3.25)(np.float32(1))
+    assert whole.compilations.count > before  # the counter counts
+
+
+def test_a_cancelled_run_saves_the_last_whole_iteration(resumed):
+    assert resumed.saved == ["2"]
+    assert resumed.start == 2
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole, resumed):
+    assert_same(dict(whole.state.items()), dict(resumed.state.items()))
+
+
+def test_a_resumed_run_samples_the_same_tokens(whole, resumed):
+    assert tokens_of(whole.workdir, 4) == tokens_of(resumed.workdir, 4)
+
+
+def tokens_of(workdir, step):
+    found = records.read_trajectories(records.training_path(workdir, step))
+    return [[a.token_ids.tolist() for a in t.actions] for t in found]
+
+
+def test_a_seed_is_repeatable_and_seeds_differ(assemble, tiny, loop, whole, tmp_path):
+    async def first_step(seed):
+        workdir = tmp_path / str(seed)
+        config = resolve(tiny(SETTINGS | {"seed": seed, "steps": 1, "eval.every": 0}))
+        async with assemble(config, workdir, Silent()) as (run, state, start):
+            await train(judged_by(run, ScriptedJudge(varied)), state, start)
+        return tokens_of(workdir, 1)
+
+    whole_tokens = tokens_of(whole.workdir, 1)
+    assert loop(first_step(0)) == whole_tokens
+    other = loop(first_step(1))
+    assert len(other) == len(whole_tokens)
+    assert all(o != w for o, w in zip(other, whole_tokens, strict=True))
+
+
+def test_samples_of_one_task_differ(whole):
+    first, second, *_ = tokens_of(whole.workdir, 1)
+    assert first != second
+
+
+def test_too_many_missing_verdicts_stop_the_run_with_its_state_saved(
+    live, loop, tmp_path
+):
+    class FailsLater(ScriptedJudge):
+        async def score(self, request):
+            if len(self.requests) >= 12:  # the first iteration's actions, and more
+                self._missing_every = 2
+            return await super().score(request)
+
+    with pytest.raises(TooManyMissing) as e:
+        loop(live.train(tmp_path, FailsLater(varied), steps=STEPS))
+    assert "have no verdict" in str(e.value)
+    assert "judge.max_missing=10%" in str(e.value)
+    assert "server_error: scripted fault" in str(e.value)
+    done = [row["step"] for row in lines(tmp_path / "metrics.jsonl")]
+    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
+    assert done and saved == [done[-1]]
+    # The batch that was refused can be looked at.
+    assert records.training_path(tmp_path, done[-1] + 1).exists()
+
+
+def test_a_few_missing_verdicts_are_masked_and_counted(live, loop, tmp_path):
+    judge = ScriptedJudge(varied, missing_every=12)
+    loop(live.train(tmp_path, judge, steps=1))
+    (row,) = lines(tmp_path / "metrics.jsonl")
+    assert row["judge/missing"] == 1
+    (trained, all_tokens) = (
+        sum(row[f"agents/{n}/{what}"] for n in ("solver", "coder", "verifier"))
+        for what in ("trained_tokens", "tokens")
+    )
+    assert trained < all_tokens
+
+
+def test_a_prompt_longer_than_the_context_is_skipped_counted_and_logged(
+    live, loop, tmp_path
+):
+    problems = tmp_path / "problems.jsonl"
+    rows = [{"id": i, "prompt": p, "answer": "2"} for i, p in enumerate("ab")]
+    rows[1]["prompt"] = "1+1=?" * 200
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = dataclasses.replace(
+        live.run.config.data, source=f"jsonl:{problems}", params={}
+    )
+    with logged("mappa_jax.rollout") as said:
+        loop(
+            live.train(tmp_path, ScriptedJudge(varied), data=load_data(config), steps=1)
+        )
+    (row,) = lines(tmp_path / "metrics.jsonl")
+    assert row["team/failed"] == 2
+    assert row["agents/verifier/actions"] == 2
+    assert sum("prompt too long" in line for line in said) == 2
+    found = records.read_trajectories(records.training_path(tmp_path, 1))
+    assert [t.failure is not None for t in found].count(True) == 2
+
+
+@contextlib.contextmanager
+def logged(name):
+    """Collects what a logger says."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger(name).addHandler(handler)
+    yield said
+    logging.getLogger(name).removeHandler(handler)
+
+
+def test_another_config_is_refused_with_the_key_but_steps_may_be_raised(
+    tiny, whole, tmp_path
+):
+    import common
+
+    shutil.copy(whole.workdir / "config.json", tmp_path)
+    common.claim_workdir(tmp_path, resolve(tiny(SETTINGS | {"steps": STEPS + 5})))
+    changed = tiny(SETTINGS | {"kl.beta": 0.5, "agents.solver.temperature": 0.5})
+    with pytest.raises(ConfigError) as e:
+        common.claim_workdir(tmp_path, resolve(changed))
+    assert "kl.beta was 0.01, is 0.5" in str(e.value)
+    assert "agents.solver.temperature was 1.0, is 0.5" in str(e.value)
+    assert "--workdir" in str(e.value)
+
+
+def test_a_damaged_config_json_is_named(tmp_path):
+    import common
+
+    (tmp_path / "config.json").write_text('{\n"steps": \n')
+    with pytest.raises(ConfigError, match=r"config\.json: line 3"):
+        common.read_config(tmp_path)
+
+
+@pytest.fixture
+def command(launch_path, monkeypatch, cache):
+    """launch/train.py as a function of (config, workdir), without parsing flags."""
+    from absl import flags
+
+    path = launch_path / "train.py"
+    spec = importlib.util.spec_from_file_location("launch_train", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module.common, "begin", lambda argv: None)
+
+    def call(config, workdir: Path):
+        for name, value in (
+            ("_CONFIG", config),
+            ("_WORKDIR", str(workdir)),
+            ("_CACHE", str(cache)),
+        ):
+            monkeypatch.setattr(module, name, SimpleNamespace(value=value))
+        module.main(["train.py"])
+
+    yield call
+    for name in ("config", "workdir", "cache_dir"):
+        delattr(flags.FLAGS, name)
+
+
+def test_a_second_call_says_that_the_run_is_complete(
+    command, assemble, tiny, whole, capsys
+):
+    before = (whole.workdir / "metrics.jsonl").read_bytes()
+    command(tiny(SETTINGS), whole.workdir)
+    said = capsys.readouterr().out
+    assert "this run is complete (4 iterations)" in said
+    for name in ("solver", "coder", "verifier", "metrics.jsonl", "evaluations.jsonl"):
+        assert name in said
+    assert (whole.workdir / "metrics.jsonl").read_bytes() == before
