@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from mappa_jax.models.config import ModelError
+from mappa_jax.models.config import ModelError, from_hf, to_hf
 from mappa_jax.models.hf import save_tensors
 
 QUANTISATIONS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
@@ -67,7 +67,8 @@ def convert(path: Path, folder: Path) -> None:
     _tokenizer(fields, path).save_pretrained(str(folder))
     config = _config(fields, {t.name for t in reader.tensors})
     save_tensors(_tensors(reader, config, arch, path), folder)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    whole = to_hf(from_hf(config))
+    (folder / "config.json").write_text(json.dumps(whole, indent=1))
 
 
 def _open(path: Path) -> gguf.GGUFReader:
