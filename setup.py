@@ -22,6 +22,7 @@ REQUIRED = [
     "grain",
     "huggingface_hub",
     "importlib_resources",  # tensorflow-datasets imports it without saying so
+    "jinja2",  # chat templates
     "math-verify",
     "matplotlib",
     "ml-collections",

@@ -23,8 +23,6 @@ from mappa_jax.train import Progress, Run
 from mappa_jax.workflows import WORKFLOWS
 from mappa_jax.workflows.base import brief
 
-GRADER_SECONDS = 5.0  # of processor time for one answer
-
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +45,7 @@ async def stages(
             judge = make_judge(config.judge, common.api_key(config.judge.provider))
             stack.push_async_callback(judge.aclose)
             await judge.check()
-        grader = Grader(workers=1, seconds=GRADER_SECONDS)
+        grader = Grader(workers=1, seconds=config.data.grade_seconds)
         stack.push_async_callback(grader.aclose)
         engine = parts.make_engine(config, models)
 

@@ -87,6 +87,21 @@ def _parse_flags(argv: list[str]) -> list[str]:
         raise ConfigError(f"config: no such key: {said}".replace("\n", "; ")) from e
 
 
+def resolve_flag(value: Any) -> Any:
+    """The `Config` of a config-file flag.
+
+    Raises:
+      ConfigError: the file cannot be loaded, or does not resolve.
+    """
+    from mappa_jax.config import ConfigError, resolve
+
+    try:
+        value.lock()  # of a file that did not load, any use raises why
+    except OSError as e:
+        raise ConfigError(f"--config: {str(e).splitlines()[-1].strip()}") from e
+    return resolve(value)
+
+
 def _innermost(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -32,9 +32,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> None:
     common.begin(argv)
     from mappa_jax.assemble import seat_agents
-    from mappa_jax.config import resolve
 
-    config = seat_agents(resolve(_CONFIG.value))
+    config = seat_agents(common.resolve_flag(_CONFIG.value))
     workdir, cache = Path(_WORKDIR.value), Path(_CACHE.value).expanduser()
     common.claim_workdir(workdir, config)
     with ConsoleProgress(config.steps) as progress:

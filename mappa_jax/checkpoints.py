@@ -26,11 +26,19 @@ class Checkpoints:
     def __init__(self, folder: Path, config: CheckpointConfig):
         folder = Path(folder).resolve()
         best = config.best_metric
+        policies = ocp.checkpoint_managers
+        kept = [policies.LatestN(config.keep)]
+        if best:
+            kept.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[best],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.keep,
+            preservation_policy=policies.AnyPreservationPolicy(kept),
             best_fn=(lambda metrics: metrics[best]) if best else None,
-            best_mode="max",
-            keep_checkpoints_without_metrics=True,
             enable_async_checkpointing=True,
             create=True,
         )

@@ -74,6 +74,7 @@ class DataConfig:
     samples_per_prompt: int = 2
     seed: int = 0  # of procedural generation and of the shuffle
     on_overlap: Literal["refuse", "report"] = "refuse"  # eval problems in training
+    grade_seconds: float = 5.0  # of processor time to compare one answer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,6 +118,7 @@ async def _iterate(
     tasks = run.data.train.batch(step - 1)
     total = len(tasks) * config.data.samples_per_prompt
     run.progress.start(step, "rollout", total)
+    run.stage.engine.take_stats()  # those of an evaluation are not this iteration's
     async with run.stage.engine.running(state.trainable, run.frozen):
         rolled = await rollout(
             run.stage,

@@ -419,8 +419,11 @@ def lane_gradient(policy: Policy, config: Config, trainable, base, batch, count)
             "entropy": -(rows.mask * rows.behaviour).sum(1),
             "tokens": rows.mask.sum(1),
         }
-        by_agent = jax.nn.one_hot(rows.agent, policy.agents)
-        return per_row["loss"].sum(), {k: v @ by_agent for k, v in per_row.items()}
+
+        def by_agent(row_values):  # not a product: 0 * NaN would reach the others
+            return jax.ops.segment_sum(row_values, rows.agent, policy.agents)
+
+        return per_row["loss"].sum(), jax.tree.map(by_agent, per_row)
 
     def body(m, carry):
         grads, sums = carry

@@ -60,7 +60,7 @@ class Context(NamedTuple):
     rope: tuple[jax.Array, jax.Array]
     local_rope: tuple[jax.Array, jax.Array]
     blocks: jax.Array | None
-    row_mask_NxA: jax.Array | None
+    row_agent_N: jax.Array | None
 
 
 def init_cache(
@@ -125,20 +125,32 @@ class Dense(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, adapter=None, row_mask_NxA=None) -> jax.Array:
+    def __call__(self, x, adapter=None, row_agent_N=None) -> jax.Array:
         kernel = self.param(
             "kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features)
         )
         y = x @ kernel.astype(self.dtype)
         if adapter is not None:
-            a_AxDxR, b_AxRxF, scale = adapter
-            h = jnp.einsum("ntd,adr->ntar", x, a_AxDxR.astype(self.dtype))
-            h *= row_mask_NxA[:, None, :, None].astype(self.dtype) * scale
-            y += jnp.einsum("ntar,arf->ntf", h, b_AxRxF.astype(self.dtype))
+            y += _adapt(x, *adapter, row_agent_N).astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y += bias.astype(self.dtype)
         return y
+
+
+def _adapt(x_NxTxD, a_AxDxR, b_AxRxF, scale, row_agent_N) -> jax.Array:
+    """x A B of each row's own agent, [N, T, F]."""
+    a, b = a_AxDxR.astype(x_NxTxD.dtype), b_AxRxF.astype(x_NxTxD.dtype)
+    if x_NxTxD.shape[1] > 1:
+        # Each row gathers its adapter, so that a row which is not finite reaches
+        # no other agent's gradient.
+        h = jnp.einsum("ntd,ndr->ntr", x_NxTxD, a[row_agent_N]) * scale
+        return jnp.einsum("ntr,nrf->ntf", h.astype(a.dtype), b[row_agent_N])
+    # One token: to run all adapters reads less than to gather one for each row.
+    h = jnp.einsum("ntd,adr->ntar", x_NxTxD, a)
+    own_NxA = jax.nn.one_hot(row_agent_N, a.shape[0])
+    h *= own_NxA[:, None, :, None].astype(a.dtype) * scale
+    return jnp.einsum("ntar,arf->ntf", h, b)
 
 
 class Block(nn.Module):
@@ -161,7 +173,7 @@ class Block(nn.Module):
         def dense(name, features, bias, h):
             adapter = (lora_a[name], lora_b[name], scale) if name in lora_a else None
             layer = Dense(features, bias, self.dtype, name=name)
-            return layer(h, adapter, ctx.row_mask_NxA)
+            return layer(h, adapter, ctx.row_agent_N)
 
         n, t, _ = x.shape
         h = norm("attn_norm")(x)
@@ -278,11 +290,10 @@ class Decoder(nn.Module):
         local = table
         if cfg.local_rope is not None:
             local = rope_table(cfg.local_rope, cfg.head_dim, positions_NxT)
-        lora_a, lora_b, scale, mask = {}, {}, 0.0, None
+        lora_a, lora_b, scale, row_agent = {}, {}, 0.0, None
         if adapters is not None:
             lora_a, lora_b, scale = adapters.a, adapters.b, adapters.scale
-            count = next(iter(lora_a.values())).shape[1]
-            mask = jax.nn.one_hot(adapters.row_agent_N, count)
+            row_agent = adapters.row_agent_N
         per_layer = (
             jnp.arange(cfg.n_layers, dtype=jnp.int32),
             jnp.asarray(cfg.sliding_layers),
@@ -290,7 +301,7 @@ class Decoder(nn.Module):
             lora_b,
             jnp.full((cfg.n_layers,), scale, jnp.float32),
         )
-        ctx = Context(positions_NxT, segments_NxT, table, local, blocks, mask)
+        ctx = Context(positions_NxT, segments_NxT, table, local, blocks, row_agent)
         layer = nn.remat(Block, prevent_cse=False) if self.remat else Block
         layers = nn.scan(
             layer,

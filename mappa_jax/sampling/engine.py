@@ -126,6 +126,7 @@ class Engine:
         self._prefill: dict[int, Any] = {}
         self._decode: Any = None
         self._weights: tuple[Any, Any] | None = None
+        self._error: Exception | None = None
         self._wake = asyncio.Event()
         self.stats = Stats()
 
@@ -202,6 +203,7 @@ class Engine:
     async def running(self, trainable: Any, frozen: Any):
         """Serves `generate` with these weights until the block ends."""
         self._weights = (trainable, frozen)
+        self._error = None
         self._wake = asyncio.Event()
         driver = asyncio.create_task(self._drive())
         try:
@@ -230,7 +232,10 @@ class Engine:
 
         Raises:
           PromptTooLong: the prompt, or prompt and limit together, do not fit.
+          RuntimeError: the driver has failed before.
         """
+        if self._error is not None:
+            raise RuntimeError("the sampler's driver has failed") from self._error
         largest = self._config.prompt_buckets[-1]
         if len(prompt) > largest:
             raise PromptTooLong(
@@ -271,6 +276,7 @@ class Engine:
             raise
 
     def _fail(self, error: Exception) -> None:
+        self._error = error
         for pool in self._pools.values():
             for row in [*pool.waiting, *pool.rows]:
                 if row is not None and not row.future.done():

@@ -232,7 +232,8 @@ def test_the_update_equals_a_plain_one(bench, trajectories, mode):
         moved = jax.tree.map(np.subtract, of_agent(after.trainable, agent), was)
         assert_close(moved, jax.tree.map(np.subtract, want, was), rtol=5e-5)
         assert_close(of_agent(after.opt_state[1].mu, agent), moments[1].mu)
-        np.testing.assert_allclose(metrics["grad_norm"][agent], np.mean(norms), 1e-5)
+        norm = metrics["grad_norm"][agent]
+        np.testing.assert_allclose(norm, np.mean(norms), rtol=1e-5)
     np.testing.assert_array_equal(after.updates, [2, 2])
     np.testing.assert_array_equal(after.skipped, 0)
 
@@ -240,9 +241,9 @@ def test_the_update_equals_a_plain_one(bench, trajectories, mode):
 def test_rows_hold_several_actions_and_micro_batches(bench, trajectories):
     """Which the test above relies on."""
     for mode in ("full", "lora"):
-        for part in bench(mode=mode).pack(trajectories, size=7).minibatches:
-            assert max(s.segment for s in part.slots) > 1
-            assert part.count > 1, mode
+        first, _ = bench(mode=mode).pack(trajectories, size=7).minibatches
+        assert max(s.segment for s in first.slots) > 1
+        assert first.count > 1, mode
 
 
 def test_a_missing_verdict_is_as_if_the_action_were_not_there(
@@ -307,6 +308,7 @@ def test_a_gradient_that_is_not_finite_skips_that_agent_only(bench, trajectories
     assert_same(of_agent(after.trainable, 0), of_agent(clean_before.trainable, 0))
     assert_same(of_agent(after.opt_state, 0), of_agent(clean_before.opt_state, 0))
     assert_same(of_agent(after.trainable, 1), of_agent(clean.trainable, 1))
+    assert np.isfinite(metrics["loss"][1])
     np.testing.assert_array_equal(after.updates, [0, 1])
     np.testing.assert_array_equal(after.skipped, [1, 0])
     np.testing.assert_array_equal(metrics["nonfinite"], [1, 0])
@@ -315,16 +317,22 @@ def test_a_gradient_that_is_not_finite_skips_that_agent_only(bench, trajectories
 def test_the_numbers_of_one_step(bench, trajectories):
     """Pinned: a change of these is a change of the method."""
     _, after, metrics = bench().step(bench().pack(trajectories))
-    got = {k: metrics[k].tolist() for k in PINNED}
-    got["weights"] = [
-        float(optax.global_norm(of_agent(after.trainable, a))) for a in (0, 1)
-    ]
+    norms = [optax.global_norm(of_agent(after.trainable, a)) for a in (0, 1)]
+    got = metrics | {"weight_norm": np.asarray(norms)}
     for name, want in PINNED.items():
         np.testing.assert_allclose(got[name], want, rtol=1e-4, err_msg=name)
 
 
 PINNED = {
-    "loss": [0, 0],
+    "loss": [0.0372218, 0.1179503],
+    "kl": [0.2294243, 0.2351929],
+    "clip_fraction": [24 / 46, 15 / 38],
+    "mismatch": [0.5518895, 0.4982596],
+    "entropy": [3.7139895, 3.7946918],
+    "grad_norm": [0.4280681, 0.5965043],
+    "learning_rate": [0.0173640, 0.00434099],
+    "trained_tokens": [46, 38],
+    "weight_norm": [20.5013999, 20.5023468],
 }
 
 
@@ -380,11 +388,11 @@ def test_recomputed_logprobs_are_the_trainers_with_importance(bench, trajectorie
 @pytest.mark.parametrize(
     ("mode", "sizes"),
     [
-        ("full", (1, 8, 1, 1)),
-        ("full", (1, 1, 2, 4)),
         ("full", (2, 2, 2, 1)),
+        ("full", (1, 1, 2, 4)),
         ("lora", (1, 8, 1, 1)),
-        ("lora", (1, 1, 2, 4)),
+        pytest.param("full", (1, 8, 1, 1), marks=pytest.mark.slow),
+        pytest.param("lora", (1, 1, 2, 4), marks=pytest.mark.slow),
     ],
 )
 def test_a_mesh_gives_the_update_of_one_device(bench, trajectories, mode, sizes):

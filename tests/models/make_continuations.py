@@ -1,8 +1,8 @@
 """Makes tests/models/smollm2_greedy.json: greedy continuations by `transformers`.
 
-  python launch/weights.py smollm2-135m-instruct
-  pip install torch==2.13.0
-  python tests/models/make_continuations.py ~/.cache/mappa_jax/models/smollm2-135m-instruct
+python launch/weights.py smollm2-135m-instruct
+pip install torch==2.13.0
+python tests/models/make_continuations.py ~/.cache/mappa_jax/models/smollm2-135m-instruct
 """
 
 import argparse

@@ -1,0 +1,272 @@
+"""Trajectories to rows of arrays, token by token."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mappa_jax.config import ConfigError, ObjectiveConfig, PackingConfig, RewardConfig
+from mappa_jax.learning import batch as batches
+from mappa_jax.types import Outcome
+
+SHAPE = batches.Shape(
+    actions=8,
+    action_tokens=6,
+    lanes=2,
+    microbatches=4,
+    packing=PackingConfig(row_tokens=16, row_action_tokens=8, rows=2),
+)
+KEEP_ALL = ObjectiveConfig(mask_truncated=False)
+
+
+def pack(trajectories, shape=SHAPE, *, seed=0, size=8, reward=None, objective=KEEP_ALL):
+    return batches.pack(
+        trajectories,
+        ("a", "b"),
+        shape,
+        reward=reward or RewardConfig(),
+        objective=objective,
+        actions_per_update=size,
+        rng=np.random.default_rng(seed),
+    )
+
+
+def rewards(packed, agent=0):
+    kept = packed.actions.mask[agent].any(1)
+    return sorted(packed.actions.reward[agent][kept].tolist())
+
+
+@pytest.fixture
+def three(make_action, make_trajectory):
+    """Two actions of "a", one of "b"."""
+    return [
+        make_trajectory(
+            [
+                (make_action("a", 0, prompt=5, new=3, seed=1, temperature=0.7), 4.0),
+                (make_action("b", 0, prompt=2, new=2, seed=2), 9.0),
+                (make_action("a", 1, prompt=4, new=2, seed=3), 6.0),
+            ]
+        )
+    ]
+
+
+def test_a_row_holds_its_actions_one_after_the_other(three):
+    """The longest first: 5 + 3 tokens, then 4 + 2."""
+    part = pack(three).minibatches[0]
+    first, _, second = three[0].actions
+    row, b = (0, 0, 0), part.batch
+    want = [*first.prompt_ids, *first.token_ids, *second.prompt_ids, *second.token_ids]
+    np.testing.assert_array_equal(b.tokens[row], [*want, 0, 0])
+    np.testing.assert_array_equal(b.positions[row], [*range(8), *range(6), 0, 0])
+    np.testing.assert_array_equal(b.segments[row], [1] * 8 + [2] * 6 + [0] * 2)
+    # Token 5 of the first is predicted at 4; the second starts at 8.
+    np.testing.assert_array_equal(b.index[row], [4, 5, 6, 11, 12, 0, 0, 0])
+    np.testing.assert_array_equal(b.mask[row], [1, 1, 1, 1, 1, 0, 0, 0])
+    np.testing.assert_allclose(b.temperature[row], [0.7] * 3 + [1] * 5)
+    logprobs = [*first.logprobs, *second.logprobs, 0, 0, 0]
+    np.testing.assert_allclose(b.behaviour[row], logprobs)
+    np.testing.assert_allclose(b.old[row], logprobs)
+    target = b.tokens[row][b.index[row] + 1][:5]
+    np.testing.assert_array_equal(target, [*first.token_ids, *second.token_ids])
+
+
+def test_with_lanes_an_agent_has_its_own(three):
+    b = pack(three).minibatches[0].batch
+    np.testing.assert_array_equal(b.mask.sum((1, 2, 3)), [5, 2])
+    assert b.agent[1, 0, 0] == 1
+
+
+def test_with_one_lane_rows_name_their_agent(three):
+    shape = dataclasses.replace(SHAPE, lanes=1)
+    part = pack(three, shape).minibatches[0]
+    np.testing.assert_array_equal(part.batch.agent[0, 0], [0, 1])
+    np.testing.assert_array_equal(part.batch.mask[0, 0].sum(1), [5, 2])
+    assert part.count == 1
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "long", "short"),
+    [
+        ("token", 1 / 5, 1 / 5),  # of the five tokens
+        ("action", 1 / (3 * 2), 1 / (2 * 2)),  # of each action's, then of two
+        ("fixed", 1 / (100 * 2), 1 / (100 * 2)),
+    ],
+)
+def test_aggregations_weigh_tokens(three, aggregation, long, short):
+    objective = dataclasses.replace(KEEP_ALL, aggregation=aggregation, fixed_length=100)
+    weight = pack(three, objective=objective).minibatches[0].batch.weight
+    np.testing.assert_allclose(
+        weight[0, 0, 0], [long] * 3 + [short] * 2 + [0] * 3, rtol=1e-6
+    )
+    assert weight[1].sum() == pytest.approx(2 / 100 if aggregation == "fixed" else 1)
+
+
+def test_weights_are_of_the_mini_batch(three):
+    """Of each step's own tokens, not of the whole rollout batch's."""
+    packed = pack(three, size=1)
+    assert len(packed.minibatches) == 2
+    for part in packed.minibatches:
+        assert part.batch.weight[0].sum() == pytest.approx(1.0)
+    assert packed.minibatches[1].batch.weight[1].sum() == 0
+
+
+def test_what_is_not_trained_on_is_left_out_and_counted(make_action, make_trajectory):
+    pairs = [
+        (make_action("a", 0, seed=0), 5.0),
+        (make_action("a", 1, seed=1), None),
+        (make_action("a", 2, seed=2, fault="sandbox died"), 7.0),
+        (make_action("a", 3, seed=3, finish="length"), 9.0),
+    ]
+    trajectories = [make_trajectory(pairs)]
+    strict = pack(trajectories, objective=ObjectiveConfig(mask_truncated=True))
+    assert rewards(strict) == pytest.approx([0.5])
+    assert strict.minibatches[0].batch.mask.sum() == 2
+    assert rewards(pack(trajectories)) == pytest.approx([0.5, 0.9])
+    counts = strict.counts["a"]
+    assert {k: counts[k] for k in ("actions", "missing", "faults", "truncated")} == {
+        "actions": 4,
+        "missing": 1,
+        "faults": 1,
+        "truncated": 1,
+    }
+    assert counts["tokens"] == 8
+    assert counts["score"] == pytest.approx(7.0)
+    assert strict.counts["b"]["actions"] == 0
+    assert np.isnan(strict.counts["b"]["score"])
+
+
+def test_nothing_to_train_on_is_no_mini_batch(make_action, make_trajectory):
+    packed = pack([make_trajectory([(make_action(), None)])])
+    assert packed.minibatches == ()
+    assert packed.actions.mask.sum() == 0
+
+
+def test_groups_are_of_task_and_turn_and_kinds_of_source(make_action, make_trajectory):
+    def two(task, source, sample):
+        pairs = [(make_action("a", k, seed=sample), float(k)) for k in (0, 1)]
+        return make_trajectory(pairs, task=task, source=source, sample=sample)
+
+    trajectories = [two("x", "s", 0), two("x", "s", 1), two("y", "t", 0)]
+    actions = pack(trajectories).actions
+    kept = actions.mask[0].any(1)
+    _, sizes = np.unique(actions.group[0][kept], return_counts=True)
+    assert sorted(sizes) == [1, 1, 2, 2]
+    _, sizes = np.unique(actions.kind[0][kept], return_counts=True)
+    assert sorted(sizes) == [2, 4]
+    for group in np.unique(actions.group[0][kept]):  # turn k was scored k
+        assert np.ptp(actions.reward[0][kept & (actions.group[0] == group)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "a", "b"),
+    [
+        (RewardConfig(), [0.4, 0.6], [0.9]),
+        (RewardConfig(reward_scale=1.0), [4, 6], [9]),
+        (RewardConfig(outcome_weight=0.5), [0.9, 1.1], [1.4]),
+        (RewardConfig(outcome_weight=0.5, outcome_to="last"), [0.4, 1.1], [0.9]),
+        (RewardConfig(process_weight=0, outcome_weight=1), [1, 1], [1]),
+    ],
+)
+def test_outcomes_join_the_reward(three, config, a, b):
+    right = [dataclasses.replace(three[0], outcome=Outcome(1.0))]
+    packed = pack(right, reward=config)
+    assert rewards(packed, 0) == pytest.approx(a)
+    assert rewards(packed, 1) == pytest.approx(b)
+
+
+def test_without_an_outcome_its_weight_adds_nothing(three):
+    packed = pack(three, reward=RewardConfig(outcome_weight=0.5))
+    assert rewards(packed) == pytest.approx([0.4, 0.6])
+
+
+def test_shuffled_scores_stay_with_their_agent(make_action, make_trajectory):
+    def pairs(agent, first):
+        return [(make_action(agent, k, new=1 + k, seed=k), first + k) for k in range(4)]
+
+    trajectories = [make_trajectory(pairs("a", 0.0) + pairs("b", 6.0))]
+    plain, shuffled = (
+        pack(trajectories),
+        pack(trajectories, reward=RewardConfig(shuffle=True)),
+    )
+    for agent in (0, 1):
+        assert rewards(plain, agent) == pytest.approx(rewards(shuffled, agent))
+
+    def by_length(packed):  # an action is known by its length
+        lengths = packed.actions.mask[0].sum(1)
+        order = np.argsort(lengths)[-4:]
+        return packed.actions.reward[0][order].tolist()
+
+    assert by_length(plain) == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert by_length(shuffled) != pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+def test_an_action_that_fits_no_row_is_refused(make_action, make_trajectory):
+    for prompt, new in ((12, 5), (2, 9)):
+        long = make_trajectory([(make_action("a", 0, prompt=prompt, new=new), 1.0)])
+        shape = dataclasses.replace(SHAPE, action_tokens=9)
+        with pytest.raises(ConfigError, match="packing.row_tokens=16"):
+            pack([long], shape)
+
+
+LENGTHS = st.lists(
+    st.tuples(st.sampled_from("ab"), st.integers(1, 10), st.integers(1, 6)),
+    min_size=1,
+    max_size=8,
+)
+
+
+def arrays(packed):
+    for part in packed.minibatches:
+        yield from part.batch.values()
+    yield from packed.actions.values()
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=LENGTHS, lanes=st.sampled_from([1, 2]), seed=st.integers(0, 99))
+def test_packing_loses_and_overfills_nothing(
+    make_action, make_trajectory, lengths, lanes, seed
+):
+    pairs = [
+        (make_action(agent, k, prompt=p, new=n, seed=k), 1.0)
+        for k, (agent, p, n) in enumerate(lengths)
+    ]
+    trajectories = [make_trajectory(pairs)]
+    shape = dataclasses.replace(SHAPE, lanes=lanes, microbatches=8)
+    packed = pack(trajectories, shape, seed=seed, size=3)
+    seen = []
+    for part in packed.minibatches:
+        used = {}
+        for s in part.slots:
+            a = s.action
+            total = len(a.prompt_ids) + len(a.token_ids)
+            end, action_end = used.get(s.row, (0, 0))
+            assert (s.start, s.at) == (end, action_end)  # side by side
+            used[s.row] = (end + total, action_end + len(a.token_ids))
+            assert part.batch.agent[s.row] == s.agent
+            assert s.row[1] < part.count
+            seen.append(a.turn)
+        for tokens, action_tokens in used.values():
+            assert tokens <= shape.packing.row_tokens
+            assert action_tokens <= shape.packing.row_action_tokens
+    assert sorted(seen) == list(range(len(lengths)))
+
+    values = np.random.default_rng(seed).random(packed.actions.mask.shape)
+    back = np.zeros_like(values)
+    for part in packed.minibatches:
+        part.gather(part.scatter(values), back)
+    np.testing.assert_allclose(back, values * packed.actions.mask, rtol=1e-6)
+
+    again = pack(trajectories, shape, seed=seed, size=3)
+    for x, y in zip(arrays(packed), arrays(again), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_another_seed_orders_the_actions_otherwise(make_action, make_trajectory):
+    pairs = [(make_action("a", k, new=1 + k % 6, seed=k), 1.0) for k in range(8)]
+    orders = {
+        tuple(pack([make_trajectory(pairs)], seed=s).actions.mask[0].sum(1))
+        for s in range(4)
+    }
+    assert len(orders) > 1

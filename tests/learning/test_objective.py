@@ -1,0 +1,123 @@
+"""The clipped surrogate by hand, and log-probabilities against all the logits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mappa_jax.config import KLConfig, ObjectiveConfig, PackingConfig
+from mappa_jax.learning import batch as batches
+from mappa_jax.learning import objective
+from mappa_jax.models import hf
+from mappa_jax.models.decoder import Decoder, logits
+
+NO_KL = KLConfig(beta=0.0)
+
+
+def surrogate(
+    ratio, advantage, *, importance=1.0, reference=None, config=None, kl=NO_KL
+):
+    """(losses, clipped) of tokens with these ratios; old log-probability -2."""
+    shape = batches.Shape(1, 1, 1, 1, PackingConfig(4, len(ratio), 1))
+    one = jax.tree.map(lambda x: x[0, 0], batches.blank(shape))
+    logp = np.log(np.asarray([ratio], np.float32)) - 2
+    one = one.replace(
+        old=np.full_like(logp, -2.0),
+        advantage=np.asarray([advantage], np.float32),
+        importance=np.full_like(logp, importance),
+        reference=logp if reference is None else np.asarray([reference], np.float32),
+    )
+    config = config or ObjectiveConfig(eps_low=0.2, eps_high=0.3)
+    loss, clipped = objective.surrogate(logp, one, config, kl)
+    return np.asarray(loss)[0], np.asarray(clipped)[0]
+
+
+def test_the_clip_binds_only_where_it_makes_the_loss_larger():
+    ratio = [0.5, 1.0, 1.25, 2.0]
+    loss, clipped = surrogate(ratio, [2.0] * 4)
+    np.testing.assert_allclose(loss, [-1.0, -2.0, -2.5, -2.6], rtol=1e-6)
+    np.testing.assert_array_equal(clipped, [False, False, False, True])
+    loss, clipped = surrogate(ratio, [-2.0] * 4)
+    np.testing.assert_allclose(loss, [1.6, 2.0, 2.5, 4.0], rtol=1e-6)
+    np.testing.assert_array_equal(clipped, [True, False, False, False])
+
+
+def test_a_clipped_token_has_no_gradient():
+    def total(logp):
+        shape = batches.Shape(1, 1, 1, 1, PackingConfig(4, 2, 1))
+        one = jax.tree.map(lambda x: x[0, 0], batches.blank(shape))
+        one = one.replace(advantage=np.ones((1, 2), np.float32))
+        return objective.surrogate(logp, one, ObjectiveConfig(), NO_KL)[0].sum()
+
+    grad = jax.grad(total)(jnp.log(jnp.asarray([[1.1, 1.3]])))
+    np.testing.assert_allclose(grad, [[-1.1, 0.0]], rtol=1e-6)
+
+
+def test_the_importance_weight_scales_the_surrogate():
+    loss, _ = surrogate([1.0, 1.1], [1.0, -1.0], importance=0.5)
+    np.testing.assert_allclose(loss, [-0.5, 0.55], rtol=1e-6)
+
+
+def test_k3_in_the_loss():
+    """d = ref - new = 1, 0, -2: exp(d) - d - 1 = e - 2, 0, exp(-2) + 1."""
+    kl = KLConfig(beta=0.1, place="loss")
+    loss, _ = surrogate([1.0] * 3, [0.0] * 3, reference=[-1.0, -2.0, -4.0], kl=kl)
+    want = [0.1 * (np.e - 2), 0.0, 0.1 * (np.exp(-2) + 1)]
+    np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-7)
+
+
+def test_the_kl_in_the_reward_adds_nothing_to_the_loss():
+    kl = KLConfig(beta=0.1, place="reward")
+    loss, _ = surrogate([1.0], [1.0], reference=[3.0], kl=kl)
+    np.testing.assert_allclose(loss, [-1.0])
+
+
+@pytest.mark.parametrize("chunk", [4, 256])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_logprobs_equal_those_of_all_logits(
+    micro, make_policy, make_config, make_action, monkeypatch, chunk, softcap
+):
+    """Of packed rows, at three temperatures, against each action in a row alone."""
+    monkeypatch.setattr(objective, "HEAD_CHUNK", chunk)
+    cfg = dataclasses.replace(micro, final_softcap=softcap)
+    policy = make_policy(make_config(), cfg=cfg)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(0, 0.3, s.shape), jnp.float32),
+        hf.param_shapes(cfg),
+    )
+    packing = PackingConfig(row_tokens=20, row_action_tokens=9, rows=2)
+    one = jax.tree.map(
+        lambda x: x[0, 0], batches.blank(batches.Shape(4, 9, 1, 1, packing))
+    )
+    placed = (  # row, start, at, segment
+        (0, 0, 0, 1, make_action(prompt=6, new=5, seed=1, temperature=0.7)),
+        (0, 11, 5, 2, make_action(prompt=5, new=4, seed=2, temperature=1.0)),
+        (1, 0, 0, 1, make_action(prompt=3, new=6, seed=3, temperature=1.6)),
+    )
+    for row, start, at, segment, action in placed:
+        slot = batches.Slot(0, 0, (row,), start, at, segment, action)
+        batches._write(one, slot)
+    got = jax.jit(lambda p: objective.action_logprobs(policy, p, None, one))(params)
+    assert got.shape == (2, 9)
+    assert np.isfinite(got).all()
+
+    @jax.jit
+    def alone(tokens, segments):
+        positions = jnp.arange(20)[None]
+        hidden, _ = Decoder(cfg).apply({"params": params}, tokens, positions, segments)
+        return logits(params, cfg, hidden)[0]
+
+    for row, _, at, _, action in placed:
+        ids = np.concatenate([action.prompt_ids, action.token_ids])
+        prompt, total = len(action.prompt_ids), len(ids)
+        tokens = np.zeros((1, 20), np.int32)
+        tokens[0, :total] = ids
+        scores = alone(tokens, (np.arange(20) < total).astype(np.int32)[None])
+        logp = np.asarray(jax.nn.log_softmax(scores / action.temperature))
+        want = logp[np.arange(prompt - 1, total - 1), ids[prompt:]]
+        np.testing.assert_allclose(
+            got[row, at : at + total - prompt], want, rtol=1e-4, atol=1e-5
+        )

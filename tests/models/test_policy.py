@@ -1,0 +1,155 @@
+"""Who uses which weights, in both modes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mappa_jax.config import ConfigError, LoRAConfig, MeshConfig
+from mappa_jax.models import hf
+from mappa_jax.models import policy as policies
+from mappa_jax.models.config import ModelConfig, Rope
+from mappa_jax.models.decoder import Decoder, logits
+from mappa_jax.models.policy import Policy
+from mappa_jax.parallel.mesh import make_mesh
+
+CFG = ModelConfig(
+    family="llama",
+    vocab_size=24,
+    d_model=16,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=4,
+    d_ff=24,
+    max_context=32,
+    rope=Rope(100.0),
+    rms_norm_eps=1e-5,
+)
+TOKENS = np.random.default_rng(0).integers(0, 24, (3, 10)).astype(np.int32)
+AGENTS = np.array([1, 0, 1], np.int32)
+
+
+def policy_of(mode, **changes):
+    lora = LoRAConfig(rank=2, alpha=6.0, **changes)
+    return Policy(CFG, mode, 2, lora, jnp.float32, remat=False)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two folders of different weights."""
+    out = []
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        params = jax.tree.map(
+            lambda s, rng=rng: rng.normal(0, 0.3, s.shape).astype(np.float32),
+            hf.param_shapes(CFG),
+        )
+        out.append(tmp_path_factory.mktemp(f"weights{seed}"))
+        hf.save_params(params, CFG, out[-1])
+    return out
+
+
+@jax.jit
+def rows_logits(params, adapters=None):
+    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
+    hidden, _ = Decoder(CFG).apply(
+        {"params": params},
+        jnp.asarray(TOKENS),
+        positions,
+        jnp.ones_like(positions),
+        adapters=adapters,
+    )
+    return logits(params, CFG, hidden)
+
+
+def with_noise(tree):
+    rng = np.random.default_rng(5)
+    return jax.tree.map(
+        lambda p: jnp.asarray(np.asarray(p) + rng.normal(0, 0.2, p.shape), p.dtype),
+        tree,
+    )
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_full_stacks_each_agents_own_folder(folders, mesh):
+    trainable, frozen = policies.init(policy_of("full"), folders, mesh, 0, jnp.float32)
+    for agent, folder in enumerate(folders):
+        _, want = hf.numpy_params(folder)
+        own = policies.agent_params(policy_of("full"), trainable, frozen, agent)
+        assert_same(own, want)
+
+
+def test_the_reference_is_stacked_only_where_agents_start_apart(folders, mesh):
+    policy = policy_of("full")
+    _, one = policies.init(policy, [folders[1]] * 2, mesh, 0, jnp.float32)
+    assert_same(one, hf.numpy_params(folders[1])[1])
+    stacked = dataclasses.replace(policy, stacked_reference=True)
+    trainable, both = policies.init(stacked, folders, mesh, 0, jnp.float32)
+    assert_same(both, trainable)
+
+
+def test_adapters_start_as_the_base(folders, mesh):
+    policy = policy_of("lora")
+    trainable, frozen = policies.init(policy, folders[:1] * 2, mesh, 0, jnp.float32)
+    params, adapters = policy.for_training(trainable, frozen, AGENTS)
+    np.testing.assert_array_equal(rows_logits(params, adapters), rows_logits(frozen))
+    a = np.asarray(trainable["q"]["a"])
+    assert a.std() == pytest.approx(CFG.d_model**-0.5, rel=0.3)
+    assert (a[0] != a[1]).any()
+
+
+@pytest.mark.parametrize("targets", [("q",), LoRAConfig().targets])
+def test_merged_weights_compute_what_the_adapters_do(folders, mesh, targets):
+    policy = policy_of("lora", targets=targets)
+    trainable, frozen = policies.init(policy, folders[:1] * 2, mesh, 0, jnp.float32)
+    trainable = with_noise(trainable)
+    got = rows_logits(*policy.for_training(trainable, frozen, AGENTS))
+    plain = rows_logits(frozen)
+    for row, agent in enumerate(AGENTS):
+        merged = policies.agent_params(policy, trainable, frozen, agent)
+        want = rows_logits(merged)[row]
+        np.testing.assert_allclose(got[row], want, rtol=1e-4, atol=1e-4)
+        assert np.abs(want - plain[row]).max() > 0.01
+
+
+def test_adapters_keep_the_dtype_of_the_compute(folders, mesh):
+    policy = dataclasses.replace(policy_of("lora"), dtype=jnp.bfloat16)
+    trainable, frozen = policies.init(policy, folders[:1] * 2, mesh, 0, jnp.bfloat16)
+    params, adapters = policy.for_training(trainable, frozen, AGENTS)
+    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
+    rows = (jnp.asarray(TOKENS), positions, jnp.ones_like(positions))
+
+    def forward(params):
+        return policy.decoder().apply({"params": params}, *rows, adapters=adapters)[0]
+
+    assert jax.eval_shape(forward, params).dtype == jnp.bfloat16
+
+
+def test_an_unknown_target_is_refused_by_name():
+    with pytest.raises(ConfigError, match="lora.targets: this model has no 'router'"):
+        policies.trainable_shapes(policy_of("lora", targets=("router",)), jnp.float32)
+
+
+def test_sampling_uses_the_pools_agent_or_each_rows_own(folders, mesh):
+    full = policy_of("full")
+    trainable, frozen = policies.init(full, folders, mesh, 0, jnp.float32)
+    params, lora = full.for_sampling(trainable, frozen, np.int32(1))
+    assert lora is None
+    assert_same(params, hf.numpy_params(folders[1])[1])
+    mixed = policy_of("lora")
+    trainable, frozen = policies.init(mixed, folders[:1] * 2, mesh, 0, jnp.float32)
+    params, (a, _, scale) = mixed.for_sampling(trainable, frozen, np.int32(0))
+    assert params is frozen
+    assert a["q"].shape == (CFG.n_layers, 2, CFG.d_model, 2)
+    assert scale == 3.0

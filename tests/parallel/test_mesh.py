@@ -1,0 +1,101 @@
+"""The mesh, and where the rules place every parameter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mappa_jax.config import ConfigError, LoRAConfig, MeshConfig
+from mappa_jax.models import hf
+from mappa_jax.models.policy import Policy, trainable_shapes
+from mappa_jax.models.registry import RANDOM_SIZES
+from mappa_jax.parallel import mesh as meshlib
+
+TINY = RANDOM_SIZES["tiny"]
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return meshlib.make_mesh(MeshConfig(2, 1, 2, 2))
+
+
+def test_one_device_is_a_mesh_of_ones():
+    mesh = meshlib.make_mesh(MeshConfig(), jax.devices()[:1])
+    assert dict(mesh.shape) == dict(agent=1, data=1, fsdp=1, tensor=1)
+
+
+def test_minus_one_takes_what_is_left():
+    mesh = meshlib.make_mesh(MeshConfig(agent=2, data=-1, tensor=2))
+    assert dict(mesh.shape) == dict(agent=2, data=2, fsdp=1, tensor=2)
+
+
+@pytest.mark.parametrize("config", [MeshConfig(3), MeshConfig(2, 2, 1, 1)])
+def test_sizes_that_do_not_fit_are_refused(config):
+    with pytest.raises(ConfigError, match="do not fit 8 devices"):
+        meshlib.make_mesh(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("embed", P("tensor", "fsdp")),
+        ("head", P("tensor", "fsdp")),
+        ("layers/q/kernel", P(None, "fsdp", "tensor")),
+        ("layers/o/kernel", P(None, "tensor", "fsdp")),
+        ("layers/gate/kernel", P(None, "fsdp", "tensor")),
+        ("layers/down/kernel", P(None, "tensor", "fsdp")),
+        ("layers/q_norm/weight", P(None, None)),
+        ("final_norm/weight", P(None)),
+        ("q/a", P(None, "fsdp", None)),
+        ("q/b", P(None, None, "tensor")),
+        ("down/b", P(None, None, "fsdp")),
+    ],
+)
+def test_a_name_decides_the_placement(name, want):
+    assert meshlib.spec(meshlib.param_axes(name)) == want
+
+
+def test_a_parameter_without_a_rule_is_refused():
+    with pytest.raises(KeyError, match="layers/new/kernel"):
+        meshlib.param_axes("layers/new/kernel")
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_every_parameter_is_placed_with_its_agents(mesh, mode):
+    policy = Policy(TINY, mode, 2, LoRAConfig(), jnp.float32, remat=False)
+    shapes = trainable_shapes(policy, jnp.float32)
+    placed = meshlib.param_shardings(mesh, shapes, agent_axis=True)
+    for leaf, where in zip(
+        jax.tree.leaves(shapes), jax.tree.leaves(placed), strict=True
+    ):
+        assert where.spec[0] == "agent"
+        assert len(where.spec) == len(leaf.shape)
+
+
+def test_large_parameters_are_split_over_fsdp_and_tensor(mesh):
+    shapes = hf.param_shapes(TINY)
+    placed = meshlib.param_shardings(mesh, shapes, agent_axis=False)
+    kernel = shapes["layers"]["gate"]["kernel"].shape
+    part = placed["layers"]["gate"]["kernel"].shard_shape(kernel)
+    assert part == (kernel[0], kernel[1] // 2, kernel[2] // 2)
+
+
+def test_an_uneven_dimension_is_refused_by_name():
+    mesh = meshlib.make_mesh(MeshConfig(1, 1, 1, 8))
+    shapes = {"embed": jax.ShapeDtypeStruct((12, 16), np.float32)}
+    with pytest.raises(ConfigError, match=r"embed: dimension 0 \(vocab, size 12\)"):
+        meshlib.param_shardings(mesh, shapes, agent_axis=False)
+
+
+def test_rows_lie_over_data_and_fsdp(mesh):
+    where = meshlib.batch_sharding(mesh, agent_axis=True, rows_axis=2)
+    assert where.spec == P("agent", None, ("data", "fsdp"))
+    where = meshlib.batch_sharding(mesh, agent_axis=False, rows_axis=0)
+    assert where.spec == P(("data", "fsdp"))
+
+
+def test_path_names():
+    tree = {"layers": {"q": {"kernel": 1}}}
+    ((path, _),) = jax.tree_util.tree_leaves_with_path(tree)
+    assert meshlib.path_name(path) == "layers/q/kernel"

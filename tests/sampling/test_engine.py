@@ -1,0 +1,290 @@
+"""The slot engine: a request's sample depends on the request alone."""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from mappa_jax.config import ConfigError, SamplerConfig
+from mappa_jax.sampling import engine as engines
+from mappa_jax.sampling.engine import Engine, Options, PromptTooLong
+
+CONFIG = SamplerConfig(
+    slots=8,
+    prefill_rows=2,
+    prompt_buckets=(8, 16),
+    context=32,
+    cache_block=8,
+    chunk=4,
+)
+OPTIONS = Options(
+    temperature=1.0, top_k=0, top_p=1.0, min_new=0, max_new=9, stop_ids=()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    engine: Engine
+    team: object
+
+    def running(self):
+        return self.engine.running(self.team.trainable, self.team.frozen)
+
+    async def ask(self, requests):
+        """Samples of (agent, prompt, options, address), all asked for at once."""
+        async with self.running() as engine:
+            return await asyncio.gather(*(engine.generate(*r) for r in requests))
+
+
+@pytest.fixture(scope="module")
+def served(make_team):
+    """Warm engines by mode and mesh, compiled once each."""
+
+    @functools.cache
+    def make(mode="full", sizes=(1, 1, 1, 1)):
+        team = make_team(mode, sizes)
+        engine = Engine(team.policy, CONFIG, team.mesh, seed=11, stop_ids=2)
+        engine.warm_up(team.trainable, team.frozen)
+        return Served(engine, team)
+
+    return make
+
+
+@pytest.fixture(params=["full", "lora"])
+def both(request, served):
+    return served(request.param)
+
+
+def make_requests(count, **changes):
+    """Of both agents, of many lengths, temperatures and filters."""
+    rng = np.random.default_rng(count)
+    out = []
+    for i in range(count):
+        options = dataclasses.replace(
+            OPTIONS,
+            temperature=(1.0, 0.0, 0.7, 1.4)[i % 4],
+            top_k=(0, 0, 5)[i % 3],
+            top_p=(1.0, 0.9)[i % 2],
+            max_new=1 + 3 * i % 14,
+            stop_ids=((), (3,), (3, 17))[i % 3],
+        )
+        options = dataclasses.replace(options, **changes)
+        prompt = rng.integers(0, 40, 1 + i * 5 % 16).astype(np.int32)
+        out.append((i % 2, prompt, options, (0, 1, i, i % 2, 0, 0)))
+    return out
+
+
+def assert_same(a, b):
+    np.testing.assert_array_equal(a.token_ids, b.token_ids)
+    np.testing.assert_array_equal(a.logprobs, b.logprobs)
+    assert a.finish == b.finish
+
+
+async def test_a_sample_is_bit_identical_whatever_its_company(both):
+    """Alone, with others (more than there are slots), and in another order."""
+    requests = make_requests(20)
+    together = await both.ask(requests)
+    backwards = (await both.ask(requests[::-1]))[::-1]
+    for i in (0, 1, 6, 11, 19):
+        (alone,) = await both.ask([requests[i]])
+        assert_same(alone, together[i])
+    for a, b in zip(together, backwards, strict=True):
+        assert_same(a, b)
+    assert len({s.token_ids.tobytes() for s in together}) > 10
+
+
+async def test_requests_that_come_later_change_nothing(both):
+    requests = make_requests(6, max_new=12, stop_ids=())
+    together = await both.ask(requests)
+    async with both.running() as engine:
+        early = asyncio.create_task(engine.generate(*requests[0]))
+        while not engine.stats.new_tokens:
+            await asyncio.sleep(0.001)
+        late = await asyncio.gather(*(engine.generate(*r) for r in requests[1:]))
+        for a, b in zip(together, [await early, *late], strict=True):
+            assert_same(a, b)
+    engine.take_stats()
+
+
+async def test_each_agent_samples_from_its_own_weights(both):
+    """Greedy tokens are the argmax of that agent's own full forward."""
+    requests = make_requests(4, temperature=0.0, max_new=6, stop_ids=())
+    for (agent, prompt, *_), sample in zip(
+        requests, await both.ask(requests), strict=True
+    ):
+        tokens = np.concatenate([prompt, sample.token_ids])
+        scores = both.team.scores(agent, tokens)[len(prompt) - 1 : -1]
+        np.testing.assert_array_equal(sample.token_ids, scores.argmax(1))
+
+
+async def test_logprobs_are_those_of_the_full_forward(both):
+    requests = make_requests(4, temperature=0.8, top_k=0, top_p=1.0, stop_ids=())
+    for (agent, prompt, *_), sample in zip(
+        requests, await both.ask(requests), strict=True
+    ):
+        tokens = np.concatenate([prompt, sample.token_ids])
+        scores = both.team.scores(agent, tokens)[len(prompt) - 1 : -1] / 0.8
+        logp = np.asarray(jax.nn.log_softmax(scores))
+        want = logp[np.arange(len(sample.token_ids)), sample.token_ids]
+        np.testing.assert_allclose(sample.logprobs, want, atol=1e-4)
+
+
+def request(prompt=(1, 2, 3), agent=0, **changes):
+    options = dataclasses.replace(OPTIONS, **changes)
+    return agent, np.asarray(prompt, np.int32), options, (0,) * 6
+
+
+async def test_a_sample_ends_with_its_stop_token_or_at_its_limit(served):
+    one = served()
+    (free,) = await one.ask([request(temperature=0.0)])
+    assert (free.finish, len(free.token_ids)) == ("length", OPTIONS.max_new)
+    stop = int(free.token_ids[5])
+    first = free.token_ids.tolist().index(stop)
+    (cut,) = await one.ask([request(temperature=0.0, stop_ids=(stop,))])
+    assert cut.finish == "stop"
+    np.testing.assert_array_equal(cut.token_ids, free.token_ids[: first + 1])
+    (late,) = await one.ask(
+        [request(temperature=0.0, stop_ids=(stop,), min_new=first + 1)]
+    )
+    assert len(late.token_ids) > first + 1
+    assert late.token_ids[first] != stop
+
+
+async def test_a_stop_string_cuts_and_frees_the_slot(served):
+    """Found in the middle of a chunk; what was decoded after it is dropped."""
+    one = served()
+    (free,) = await one.ask([request(max_new=20)])
+
+    def stopped_at(tokens):
+        return 6 if len(tokens) >= 6 else None
+
+    asked = [request(max_new=20, stopped_at=stopped_at)] * (CONFIG.slots + 1)
+    for sample in await one.ask(asked):
+        assert sample.finish == "stop"
+        np.testing.assert_array_equal(sample.token_ids, free.token_ids[:6])
+        np.testing.assert_array_equal(sample.logprobs, free.logprobs[:6])
+
+
+async def test_a_stopped_row_is_not_decoded_further(served, monkeypatch):
+    """Beside a row that goes on: two chunks of four, then nothing."""
+    one, emitted = served(), []
+    harvest = one.engine._harvest
+
+    def spy(pool, chunk):
+        emitted.append(chunk.emitted)
+        harvest(pool, chunk)
+
+    monkeypatch.setattr(one.engine, "_harvest", spy)
+    stops = request(max_new=20, stopped_at=lambda t: 6 if len(t) >= 6 else None)
+    await one.ask([stops, request(max_new=20)])
+    np.testing.assert_array_equal(np.sum(emitted, 0)[:3], [8, 20, 0])
+
+
+async def test_prompts_that_do_not_fit_are_refused(served):
+    async with served().running() as engine:
+        with pytest.raises(PromptTooLong, match="prompt_buckets ends at 16"):
+            await engine.generate(*request(range(17)))
+        with pytest.raises(PromptTooLong, match="sampler.context=32"):
+            await engine.generate(*request(range(16), max_new=17))
+        sample = await engine.generate(*request(range(16), max_new=16))
+    assert len(sample.token_ids) == 16
+
+
+@contextlib.contextmanager
+def compilations():
+    found = []
+
+    def listen(event, duration, **_):
+        if "backend_compile" in event:
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+async def test_nothing_compiles_after_the_warm_up(both):
+    with compilations() as found:
+        jax.jit(lambda x: x + 1)(np.float32(0))  # the listener hears
+        assert len(found) == 1
+        await both.ask(make_requests(20))
+        await both.ask(make_requests(3, temperature=0.33, stop_ids=(1, 2)))
+        await both.ask(make_requests(1, top_k=3, top_p=0.5, min_new=1, max_new=2))
+    assert len(found) == 1
+
+
+async def test_an_error_in_the_driver_reaches_every_waiter(served):
+    def broken(tokens):
+        raise RuntimeError("boom")
+
+    asked = [request(stopped_at=broken)] + [request()] * (CONFIG.slots + 3)
+    async with served().running() as engine:
+        tasks = [asyncio.create_task(engine.generate(*r)) for r in asked]
+        done = await asyncio.wait_for(
+            asyncio.gather(*tasks, return_exceptions=True), timeout=60
+        )
+    assert len(done) == len(asked)
+    assert all(isinstance(e, RuntimeError) and str(e) == "boom" for e in done)
+    (sample,) = await served().ask([request()])  # the next run is well
+    assert len(sample.token_ids) == OPTIONS.max_new
+
+
+async def test_a_request_after_the_driver_died_is_not_left_waiting(served):
+    def broken(tokens):
+        raise RuntimeError("boom")
+
+    async with served().running() as engine:
+        with pytest.raises(RuntimeError, match="boom"):
+            await engine.generate(*request(stopped_at=broken))
+        with pytest.raises(RuntimeError):
+            await asyncio.wait_for(engine.generate(*request()), timeout=5)
+
+
+async def test_a_cancelled_request_frees_its_slot(served):
+    async with served().running() as engine:
+        tasks = [
+            asyncio.create_task(engine.generate(*request(max_new=20)))
+            for _ in range(CONFIG.slots)
+        ]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        sample = await asyncio.wait_for(engine.generate(*request()), timeout=60)
+    assert_same(sample, (await served().ask([request()]))[0])
+
+
+async def test_statistics_count_tokens_and_start_anew(served):
+    one = served()
+    one.engine.take_stats()
+    samples = await one.ask(make_requests(5))
+    stats = one.engine.take_stats()
+    assert stats.new_tokens == sum(len(s.token_ids) for s in samples)
+    assert stats.prompt_tokens == sum(len(r[1]) for r in make_requests(5))
+    assert stats.decode_seconds > 0
+    assert one.engine.take_stats() == engines.Stats()
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+async def test_a_mesh_gives_the_tokens_of_one_device(served, mode):
+    requests = make_requests(12)
+    alone = await served(mode).ask(requests)
+    spread = await served(mode, (1, 8, 1, 1)).ask(requests)
+    for a, b in zip(alone, spread, strict=True):
+        np.testing.assert_array_equal(a.token_ids, b.token_ids)
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+        assert a.finish == b.finish
+
+
+def test_slots_that_do_not_divide_the_mesh_are_refused_by_name(make_team):
+    team = make_team("full", (1, 8, 1, 1))
+    config = dataclasses.replace(CONFIG, slots=6)
+    engine = Engine(team.policy, config, team.mesh, seed=0, stop_ids=2)
+    with pytest.raises(ConfigError, match="sampler cache"):
+        engine.warm_up(team.trainable, team.frozen)
