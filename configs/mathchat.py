@@ -19,7 +19,8 @@ MODELS = {
 }
 
 
-def get_config(arg="qwen3-4b"):
+def get_config(arg=None):
+    arg = arg or "qwen3-4b"
     if arg not in MODELS:
         raise ValueError(f"configs/mathchat.py takes one of {[*MODELS]}, got {arg!r}")
     agent = AgentConfig(

@@ -46,9 +46,21 @@ def _keep_freed_memory() -> None:
 
 
 def api_key(provider: str) -> str | None:
-    """The judge's key, from the environment and nowhere else."""
-    name = KEYS.get(provider)
-    return os.environ.get(name) if name else None
+    """The judge's key, from the environment and nowhere else.
+
+    Raises:
+      ConfigError: the provider needs one and it is not set.
+    """
+    from mappa_jax.config import ConfigError
+
+    if (name := KEYS.get(provider)) is None:
+        return None
+    if not os.environ.get(name):
+        raise ConfigError(
+            f"judge.provider={provider!r} needs its key in the environment variable "
+            f"{name}; or set judge.provider='rubric'"
+        )
+    return os.environ[name]
 
 
 def run_app(main: Callable[[list[str]], int | None]) -> None:

@@ -1,0 +1,154 @@
+"""What a person can get wrong is refused before the first step, and named."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mappa_jax import assemble as parts
+from mappa_jax.config import ConfigError, resolve
+from mappa_jax.data import DataError
+from mappa_jax.models import registry
+from mappa_jax.models.config import ModelError
+from mappa_jax.testing import Silent
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(script, *arguments):
+    """A launch script as a person runs it."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch" / script), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("--config.stepz=3", "steps"),
+        ("--config.steps=many", "config.steps"),
+        ("--config.data.source=jsonl:no-such-file.jsonl", "no-such-file.jsonl"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(override, named, tmp_path):
+    config = f"--config={ROOT}/configs/tiny.py"
+    workdir = tmp_path / "run"
+    done = launch("train.py", config, f"--workdir={workdir}", override)
+    assert done.returncode in (1, 2)
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_config_file_that_is_not_there_is_named(tmp_path):
+    done = launch("train.py", "--config=no_such.py", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "no_such.py" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_evaluating_what_is_no_workdir_is_refused(tmp_path):
+    done = launch("evaluate.py", f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert "not a workdir" in done.stderr
+
+
+@pytest.fixture
+def model(cache, tmp_path):
+    """A copy of the tiny model that a test may damage."""
+    folder = tmp_path / "model"
+    shutil.copytree(registry.resolve("random:tiny", cache), folder)
+    return folder
+
+
+def models(tiny, cache, **changes):
+    config = parts.seat_agents(resolve(tiny(changes)))
+    return parts.load_models(config, cache)
+
+
+def everyones(model):
+    names = ("solver", "coder", "verifier")
+    return {f"agents.{name}.model": str(model) for name in names}
+
+
+def test_missing_weights_are_named(tiny, cache, tmp_path):
+    with pytest.raises(ModelError, match="no-such-model"):
+        models(tiny, cache, **everyones(tmp_path / "no-such-model"))
+
+
+def test_truncated_weights_are_named(assemble, tiny, model, tmp_path):
+    weights = next(model.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+    async def start():
+        config = parts.seat_agents(resolve(tiny(everyones(model))))
+        async with assemble(config, tmp_path / "run", Silent()):
+            pass
+
+    with pytest.raises(ModelError, match=f"{weights.name}.*fetch it again"):
+        asyncio.run(start())
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(tiny, cache, model):
+    (model / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="no chat template"):
+        models(tiny, cache, **everyones(model))
+
+
+def test_another_vocabulary_is_refused_and_the_agent_named(tiny, cache, model):
+    path = model / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|pad1|>", "<|other|>"))
+    with pytest.raises(ConfigError, match=r"agents\.coder\.model.*vocabulary"):
+        models(tiny, cache, **{"agents.coder.model": str(model)})
+
+
+def test_another_architecture_is_refused_and_the_agent_named(tiny, cache, model):
+    path = model / "config.json"
+    config = json.loads(path.read_text()) | {"rope_theta": 7.0}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"agents\.verifier\.model.*architecture"):
+        models(tiny, cache, **{"agents.verifier.model": str(model)})
+
+
+def test_a_context_beyond_the_models_is_refused(tiny, cache):
+    changes = {"sampler.context": 4096, "packing.row_tokens": 4096}
+    with pytest.raises(ConfigError, match=r"sampler\.context=4096 exceeds"):
+        models(tiny, cache, **changes)
+
+
+def assembled(assemble, tiny, workdir, **changes):
+    async def start():
+        config = parts.seat_agents(resolve(tiny(changes)))
+        async with assemble(config, workdir, Silent()):
+            pass
+
+    asyncio.run(start())
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "holds no problems"),
+        ('{"prompt": "a", "answer": "1"}\n{"prompt": \n', ":2"),
+        ('{"question": "a"}\n', ":1.*prompt"),
+    ],
+)
+def test_a_bad_data_file_is_named_with_its_line(assemble, tiny, tmp_path, text, named):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"tasks.jsonl.*{named}|{named}.*tasks.jsonl"):
+        assembled(assemble, tiny, tmp_path / "run", **{"data.source": f"jsonl:{path}"})
+
+
+def test_a_judge_without_its_key_is_refused(assemble, tiny, tmp_path, monkeypatch):
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="GEMINI_API_KEY"):
+        assembled(assemble, tiny, tmp_path / "run", **{"judge.provider": "gemini"})
