@@ -2,7 +2,7 @@
 
 python launch/weights.py smollm2-135m-instruct
 pip install torch==2.13.0
-python tests/models/make_continuations.py ~/.cache/mappa_jax/models/smollm2-135m-instruct
+python tests/models/make_continuations.py FOLDER-PRINTED-BY-THE-FIRST-LINE
 """
 
 import argparse
