@@ -174,7 +174,7 @@ def run_until_interrupted(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 def claim_workdir(workdir: Path, config: Any) -> None:
-    """Writes config.json, or checks that the run which is there is the same.
+    """Writes config.json, or checks that the run which has begun there is the same.
 
     Raises:
       ConfigError: the workdir holds another config's run; the keys are named.
@@ -183,7 +183,10 @@ def claim_workdir(workdir: Path, config: Any) -> None:
 
     path = workdir / "config.json"
     mine = configs.to_dict(config)
-    if path.exists():
+    started = any((workdir / "checkpoints").glob("*")) or any(
+        (workdir / "trajectories").glob("*")
+    )
+    if path.exists() and started:
         theirs = read_config(workdir)
         different = _differences(configs.to_dict(theirs), mine)
         if different:

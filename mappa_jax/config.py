@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import types
 import typing
@@ -125,6 +124,7 @@ class RewardConfig:
     process_weight: float = 1.0
     outcome_weight: float = 0.0
     outcome_to: Literal["last", "all"] = "all"
+    outcome_only: bool = False  # weights 0 and 1, to all, whatever stands above
     shuffle: bool = False  # a control: permute scores between an agent's actions
 
 
@@ -177,7 +177,9 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     warmup_fraction: float = 0.03
     final_fraction: float = 0.1  # cosine down to this share of the peak
-    total_updates: int = 0  # optimiser steps of the schedule; 0: estimated
+    # Optimiser steps of the schedule; 0: estimated from `steps`, so a run that is
+    # meant to be prolonged later should set it.
+    total_updates: int = 0
     actions_per_update: int = 16  # a mini-batch, per agent
     epochs: int = 1  # passes over a rollout batch
 
@@ -228,7 +230,7 @@ class CheckpointConfig:
 
     every: int = 1  # iterations
     keep: int = 2
-    best_metric: str = ""  # keep the best by this metric too, e.g. "eval/avg"
+    best_metric: str = ""  # keep the best by this too, e.g. "eval/chain_sum/avg"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,12 +264,6 @@ class Config:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain JSON values (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def fingerprint(config: Config) -> str:
-    """Equal for configs of the same run; `steps` may be raised between calls."""
-    plain = to_dict(config) | {"steps": None}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def default_config(**agents: AgentConfig) -> ml_collections.ConfigDict:
@@ -365,8 +361,7 @@ def _check(config: Config) -> None:
             refuse(f"{key}.max_new_tokens", f"must be below sampler.context={context}")
         if agent.min_new_tokens > agent.max_new_tokens:
             refuse(f"{key}.min_new_tokens", "exceeds max_new_tokens")
-        if agent.temperature < 0:
-            refuse(f"{key}.temperature", "must not be negative")
+        positive(f"{key}.temperature", agent.temperature)
         if not 0 < agent.top_p <= 1:
             refuse(f"{key}.top_p", f"must be in (0, 1], got {agent.top_p}")
         if agent.top_k < 0:

@@ -119,11 +119,11 @@ def _addresses(
     tasks: Sequence[Task], samples: int, step: int, evaluation: bool
 ) -> list[Address]:
     """One per trajectory; a task that occurs twice goes on counting its samples."""
-    seen: collections.Counter[str] = collections.Counter()
+    seen: collections.Counter[tuple[str, str]] = collections.Counter()
     addresses = []
     for task in tasks:
-        first = seen[task.id]
-        seen[task.id] += samples
+        first = seen[task.source, task.id]
+        seen[task.source, task.id] += samples
         numbers = range(first, first + samples)
         addresses += [Address(step, task, n, evaluation) for n in numbers]
     return addresses

@@ -75,13 +75,14 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
         that batch is saved.
       CheckpointError: the state could not be saved; earlier steps are whole.
     """
-    config, step = run.config, start
+    config, done = run.config, start
     saved = run.checkpoints.latest()
     try:
         if start == 0 and config.eval.at_start:
             await _evaluate(run, state, 0)
         for step in range(start + 1, config.steps + 1):
             state, metrics = await _iterate(run, state, step)
+            done = step  # whatever is cancelled from here on, the state is this one
             if _due(config.eval.every, step) or (
                 config.eval.at_end and step == config.steps
             ):
@@ -92,7 +93,6 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
                 _save(run, state, step, metrics)
                 saved = step
     except (asyncio.CancelledError, TooManyMissing):
-        done = step - 1 if step > start else start
         if done > (saved or 0):
             _save(run, state, done, {})
         raise

@@ -16,7 +16,6 @@ from mappa_jax.config import (
     Config,
     ConfigError,
     default_config,
-    fingerprint,
     resolve,
     to_dict,
 )
@@ -191,12 +190,6 @@ def test_turns_that_the_workflow_does_not_give_are_refused():
     agents = {n: AgentConfig(max_turns=2) for n in ("verifier", "coder", "solver")}
     with pytest.raises(ConfigError, match="agents.verifier.max_turns=2"):
         seat_agents(Config(agents=agents))
-
-
-def test_only_steps_may_change_within_a_run():
-    one = resolve(plain())
-    assert fingerprint(one) == fingerprint(resolve(plain(steps=99)))
-    assert fingerprint(one) != fingerprint(resolve(plain(seed=1)))
 
 
 def test_a_config_dict_is_locked_and_typed():

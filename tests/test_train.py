@@ -369,6 +369,8 @@ def test_another_config_is_refused_with_the_key_but_steps_may_be_raised(
     import common
 
     shutil.copy(whole.workdir / "config.json", tmp_path)
+    (tmp_path / "trajectories").mkdir()
+    (tmp_path / "trajectories" / "step_000001.jsonl").touch()
     common.claim_workdir(tmp_path, resolve(tiny(SETTINGS | {"steps": STEPS + 5})))
     changed = tiny(SETTINGS | {"kl.beta": 0.5, "agents.solver.temperature": 0.5})
     with pytest.raises(ConfigError) as e:
@@ -378,10 +380,35 @@ def test_another_config_is_refused_with_the_key_but_steps_may_be_raised(
     assert "--workdir" in str(e.value)
 
 
+def test_a_workdir_where_nothing_has_begun_takes_another_config(tiny, tmp_path):
+    import common
+
+    common.claim_workdir(tmp_path, resolve(tiny({"seed": 1})))
+    common.claim_workdir(tmp_path, resolve(tiny({"seed": 2})))
+    assert common.read_config(tmp_path).seed == 2
+
+
+def test_a_run_cancelled_in_its_evaluation_saves_the_iteration(live, loop, tmp_path):
+    """The update of iteration 2 has happened, so step 2 is what must be saved."""
+
+    class CancelsInEvaluation(Silent):
+        def start(self, step, phase, total):
+            if phase == "evaluate":
+                asyncio.current_task().cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        progress = CancelsInEvaluation()
+        loop(live.train(tmp_path, ScriptedJudge(varied), progress=progress))
+    assert (
+        Checkpoints(tmp_path / "checkpoints", live.run.config.checkpoint).latest() == 2
+    )
+
+
 def test_a_damaged_config_json_is_named(tmp_path):
     import common
 
     (tmp_path / "config.json").write_text('{\n"steps": \n')
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"config\.json: line 3"):
         common.read_config(tmp_path)
 

@@ -155,8 +155,9 @@ def pack(
     """Trajectories -> arrays, each agent's actions shuffled and cut in mini-batches.
 
     An action carries no gradient, takes no room in a row and is left out of every
-    statistic if its verdict is missing, if an infrastructure fault touched it, or,
-    with `objective.mask_truncated`, if it ran into its token limit.
+    statistic if a part of its reward is missing (the verdict, or the outcome where
+    that has a weight), if an infrastructure fault touched it, or, with
+    `objective.mask_truncated`, if it ran into its token limit.
 
     Raises:
       ConfigError: an action does not fit into a row.
@@ -166,7 +167,7 @@ def pack(
     if reward.shuffle:
         judged = {n: _shuffle_scores(rows, rng) for n, rows in judged.items()}
     kept = [
-        [row for row in judged[name] if _kept(row, objective.mask_truncated)]
+        [row for row in judged[name] if _kept(row, reward, objective.mask_truncated)]
         for name in agents
     ]
     kept = [[rows[i] for i in rng.permutation(len(rows))] for rows in kept]
@@ -194,10 +195,13 @@ def _shuffle_scores(rows: list[Judged], rng: np.random.Generator) -> list[Judged
     return [(t, a, rows[j][2]) for (t, a, _), j in zip(rows, order, strict=True)]
 
 
-def _kept(row: Judged, mask_truncated: bool) -> bool:
-    _, action, verdict = row
+def _kept(row: Judged, reward: RewardConfig, mask_truncated: bool) -> bool:
+    trajectory, action, verdict = row
+    process, outcome, _ = _parts(reward)
+    unscored = process and not isinstance(verdict, Verdict)
+    ungraded = outcome and trajectory.outcome is None
     truncated = mask_truncated and action.finish == "length"
-    return isinstance(verdict, Verdict) and action.fault is None and not truncated
+    return action.fault is None and not (unscored or ungraded or truncated)
 
 
 def _actions(kept: list[list[Judged]], shape: Shape, reward: RewardConfig) -> Actions:
@@ -213,7 +217,7 @@ def _actions(kept: list[list[Judged]], shape: Shape, reward: RewardConfig) -> Ac
         groups: dict[Any, int] = {}
         kinds: dict[str, int] = {}
         for j, (trajectory, action, verdict) in enumerate(rows):
-            key = (trajectory.task.id, action.turn)
+            key = (trajectory.task.source, trajectory.task.id, action.turn)
             out.group[i, j] = groups.setdefault(key, len(groups))
             out.kind[i, j] = kinds.setdefault(trajectory.task.source, len(kinds))
             out.reward[i, j] = _reward(trajectory, action, verdict, reward)
@@ -222,14 +226,27 @@ def _actions(kept: list[list[Judged]], shape: Shape, reward: RewardConfig) -> Ac
     return out
 
 
+def _parts(config: RewardConfig) -> tuple[float, float, str]:
+    """The weights of process and outcome, and which actions the outcome reaches."""
+    if config.outcome_only:
+        return 0.0, 1.0, "all"
+    return config.process_weight, config.outcome_weight, config.outcome_to
+
+
 def _reward(
-    trajectory: Trajectory, action: Action, verdict: Verdict, config: RewardConfig
+    trajectory: Trajectory,
+    action: Action,
+    verdict: Verdict | Missing,
+    config: RewardConfig,
 ) -> float:
     """METHOD steps 1 and 6: the score scaled, and the outcome where it is asked for."""
-    reward = config.process_weight * config.reward_scale * verdict.score
-    if config.outcome_weight and trajectory.outcome is not None:
-        if config.outcome_to == "all" or action is trajectory.actions[-1]:
-            reward += config.outcome_weight * trajectory.outcome.score
+    process, outcome, to = _parts(config)
+    reward = 0.0
+    if process and isinstance(verdict, Verdict):
+        reward += process * config.reward_scale * verdict.score
+    if outcome and trajectory.outcome is not None:
+        if to == "all" or action is trajectory.actions[-1]:
+            reward += outcome * trajectory.outcome.score
     return reward
 
 

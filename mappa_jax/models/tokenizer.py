@@ -44,6 +44,8 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(json.dumps(vocab).encode()).hexdigest()
         added = {str(t) for t in self._hf.added_tokens_decoder.values()}
         control = added | set(self._hf.all_special_tokens)
+        # Some vocabularies list runs of white space among the added tokens.
+        control = {token for token in control if token.strip()}
         self._control = sorted(control, key=len, reverse=True)
 
     def _stop_ids(self, folder: Path) -> tuple[int, ...]:

@@ -66,7 +66,8 @@ class Address:
     evaluation: bool
 
     def of(self, agent: int, turn: int) -> tuple[int, ...]:
-        task = zlib.crc32(self.task.id.encode()) & 0x7FFFFFFF
+        name = f"{self.task.source}/{self.task.id}"
+        task = zlib.crc32(name.encode()) & 0x7FFFFFFF
         return (self.step, task, self.sample, agent, turn, int(self.evaluation))
 
 

@@ -188,8 +188,9 @@ def _list_files(folder: pathlib.Path) -> tuple[str, ...]:
 
 
 def _remove(folder: pathlib.Path) -> None:
+    os.chmod(folder, 0o700)  # a program may have locked it
     for base, folders, _ in os.walk(folder):
-        for name in folders:  # a program may have locked its own folders
+        for name in folders:
             path = os.path.join(base, name)
             if not os.path.islink(path):
                 os.chmod(path, 0o700)

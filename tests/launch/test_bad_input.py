@@ -152,3 +152,14 @@ def test_a_judge_without_its_key_is_refused(assemble, tiny, tmp_path, monkeypatc
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="GEMINI_API_KEY"):
         assembled(assemble, tiny, tmp_path / "run", **{"judge.provider": "gemini"})
+
+
+def test_two_bases_under_adapters_are_refused(tiny, cache):
+    changes = {"agents.verifier.model": "random:tiny/1", "mode": "lora"}
+    with pytest.raises(ConfigError, match=r"agents\.\w+\.model=.*needs one base"):
+        models(tiny, cache, **changes)
+
+
+def test_more_prompts_than_problems_are_refused(assemble, tiny, tmp_path):
+    with pytest.raises(DataError, match=r"prompts_per_step=33.*32 training problems"):
+        assembled(assemble, tiny, tmp_path / "run", **{"data.prompts_per_step": 33})

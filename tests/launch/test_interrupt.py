@@ -20,6 +20,7 @@ def command(workdir, steps):
         f"--cache_dir={ROOT}/.cache",
         f"--config.steps={steps}",
         "--config.checkpoint.every=1000",
+        "--config.data.prompts_per_step=1",
     ]
 
 

@@ -167,6 +167,8 @@ def test_groups_are_of_task_and_turn_and_kinds_of_source(make_action, make_traje
         (RewardConfig(outcome_weight=0.5), [0.9, 1.1], [1.4]),
         (RewardConfig(outcome_weight=0.5, outcome_to="last"), [0.4, 1.1], [0.9]),
         (RewardConfig(process_weight=0, outcome_weight=1), [1, 1], [1]),
+        (RewardConfig(outcome_only=True), [1, 1], [1]),
+        (RewardConfig(outcome_only=True, outcome_to="last"), [1, 1], [1]),
     ],
 )
 def test_outcomes_join_the_reward(three, config, a, b):
@@ -176,9 +178,26 @@ def test_outcomes_join_the_reward(three, config, a, b):
     assert rewards(packed, 1) == pytest.approx(b)
 
 
-def test_without_an_outcome_its_weight_adds_nothing(three):
-    packed = pack(three, reward=RewardConfig(outcome_weight=0.5))
-    assert rewards(packed) == pytest.approx([0.4, 0.6])
+def test_without_an_outcome_that_has_a_weight_an_action_is_masked(three):
+    assert rewards(pack(three, reward=RewardConfig(outcome_weight=0.5))) == []
+
+
+def test_outcome_only_needs_no_verdict(make_action, make_trajectory):
+    unscored = [(make_action("a", 0), None)]
+    trajectories = [make_trajectory(unscored, outcome=1.0)]
+    packed = pack(trajectories, reward=RewardConfig(outcome_only=True))
+    assert rewards(packed, 0) == pytest.approx([1])
+    assert rewards(pack(trajectories), 0) == []
+
+
+def test_tasks_of_two_sources_with_one_id_are_two_groups(make_action, make_trajectory):
+    trajectories = [
+        make_trajectory([(make_action("a", 0), 5.0)], task="train-1", source=source)
+        for source in ("x", "y")
+    ]
+    actions = pack(trajectories).actions
+    kept = actions.mask[0].any(1)
+    assert len(np.unique(actions.group[0][kept])) == 2
 
 
 def test_shuffled_scores_stay_with_their_agent(make_action, make_trajectory):
