@@ -191,6 +191,7 @@ class PackingConfig:
     row_tokens: int = 1280  # of a row; the longest action must fit
     row_action_tokens: int = 512  # of them sampled
     rows: int = 4  # of a micro-batch
+    share_prefixes: bool = True  # compute what an agent's actions start alike once
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 This is the seam: on one side trajectories with text, on the other arrays. There
 are two layouts. Credit sees one action per row (`Actions`). The model sees rows of
-a fixed length into which several actions of one agent are packed, told apart by
-segment ids (`TrainBatch`), one such batch per optimiser step. `Slot`s say where an
-action of the first layout lies in the second.
+a fixed length into which several actions of one agent are packed (`TrainBatch`,
+learning/packing.py), one such batch per optimiser step. `Slot`s say where an action
+of the first layout lies in the second.
 
 Axes: A agents, N actions, C action tokens; W lanes, M micro-batches, R rows, T
 tokens of a row. With one stack of weights per agent a lane is an agent; with
@@ -20,7 +20,8 @@ from typing import Any
 import chex
 import numpy as np
 
-from mappa_jax.config import ConfigError, ObjectiveConfig, PackingConfig, RewardConfig
+from mappa_jax.config import ObjectiveConfig, PackingConfig, RewardConfig
+from mappa_jax.learning.packing import Item, Row, pack_rows
 from mappa_jax.types import Action, Missing, Trajectory, Verdict
 
 
@@ -29,12 +30,14 @@ class TrainBatch:
     """What the model sees in one optimiser step.
 
     Attributes:
-      tokens: [W, M, R, T] int32, prompt and sampled tokens of each action in turn.
+      tokens: [W, M, R, T] int32: each action's prompt and its sampled tokens but for
+        the last, which nothing follows.
       positions: [W, M, R, T] int32, within the action.
-      segments: [W, M, R, T] int32, from 1; 0 is padding.
+      ends: [W, M, R, T] int32: tokens before this place may attend to this one; 0
+        for padding.
       agent: [W, M, R] int32, the row's agent.
-      index: [W, M, R, C] int32: the position whose logits predict this action
-        token; the token itself stands at index + 1.
+      index: [W, M, R, C] int32: the place whose logits predict this action token.
+      target: [W, M, R, C] int32, the action token.
       mask: [W, M, R, C] float32, 1 for an action token that is trained on.
       temperature: [W, M, R, C] float32, what the logits are divided by.
       behaviour: [W, M, R, C] float32, log-probabilities when sampled.
@@ -47,9 +50,10 @@ class TrainBatch:
 
     tokens: Any
     positions: Any
-    segments: Any
+    ends: Any
     agent: Any
     index: Any
+    target: Any
     mask: Any
     temperature: Any
     behaviour: Any
@@ -83,16 +87,13 @@ class Actions:
 class Slot:
     """Where an action lies: `agent`, `number` in Actions; the rest in a TrainBatch.
 
-    `row` is (lane, micro-batch, row); `start` the offset of its first token, `at`
-    that of its first action token; `segment` counts from 1.
+    `row` is (lane, micro-batch, row) and `at` the offset of its first action token.
     """
 
     agent: int
     number: int
     row: tuple[int, int, int]
-    start: int
     at: int
-    segment: int
     action: Action
 
 
@@ -254,58 +255,24 @@ def _minibatch(
     kept: list[list[Judged]], part: slice, shape: Shape, objective: ObjectiveConfig
 ) -> Minibatch:
     """One optimiser step's actions, packed."""
+    batch = blank(shape)
     slots: list[Slot] = []
     used = [0] * shape.lanes  # rows in each lane
-    for agent, rows in enumerate(kept):
-        numbered = list(enumerate(rows))[part]
+    for agent, judged in enumerate(kept):
+        actions = {j: action for j, (_, action, _) in list(enumerate(judged))[part]}
         lane = agent if shape.lanes > 1 else 0
-        for bin_ in _first_fit([(j, action) for j, (_, action, _) in numbered], shape):
-            row = (lane, *divmod(used[lane], shape.packing.rows))
+        first = len(slots)
+        for row in pack_rows([_item(*na) for na in actions.items()], shape.packing):
+            where = (lane, *divmod(used[lane], shape.packing.rows))
             used[lane] += 1
-            slots += _slots(bin_, agent, row)
-    batch = blank(shape)
-    for slot in slots:
-        _write(batch, slot)
-    for agent in range(len(kept)):
-        _weigh(batch, [s for s in slots if s.agent == agent], objective)
+            slots += _write_row(batch, where, agent, row, actions)
+        _weigh(batch, slots[first:], objective)
     return Minibatch(batch, tuple(slots), -(-max(used) // shape.packing.rows))
 
 
-def _length(action: Action) -> int:
-    return len(action.prompt_ids) + len(action.token_ids)
-
-
-Numbered = tuple[int, Action]
-
-
-def _first_fit(actions: list[Numbered], shape: Shape) -> list[list[Numbered]]:
-    """First-fit decreasing bin packing, by tokens and by action tokens."""
-    room, action_room = shape.packing.row_tokens, shape.packing.row_action_tokens
-    bins: list[tuple[list[Numbered], list[int]]] = []
-    for number, action in sorted(actions, key=lambda na: -_length(na[1])):
-        need = (_length(action), len(action.token_ids))
-        if need[0] > room or need[1] > action_room:
-            raise ConfigError(
-                f"packing: an action of {need[0]} tokens, {need[1]} of them sampled, "
-                f"does not fit into a row of packing.row_tokens={room} and "
-                f"packing.row_action_tokens={action_room}"
-            )
-        fits = (b for b in bins if need[0] <= b[1][0] and need[1] <= b[1][1])
-        content, left = chosen = next(fits, ([], [room, action_room]))
-        if not content:
-            bins.append(chosen)
-        content.append((number, action))
-        left[0] -= need[0]
-        left[1] -= need[1]
-    return [content for content, _ in bins]
-
-
-def _slots(content: list[Numbered], agent: int, row) -> Iterator[Slot]:
-    start = at = 0
-    for segment, (number, action) in enumerate(content, 1):
-        yield Slot(agent, number, row, start, at, segment, action)
-        start += _length(action)
-        at += len(action.token_ids)
+def _item(number: int, action: Action) -> Item:
+    tokens = np.concatenate([action.prompt_ids, action.token_ids[:-1]])
+    return Item(number, tokens, len(action.token_ids))
 
 
 def blank(shape: Shape) -> TrainBatch:
@@ -320,9 +287,10 @@ def blank(shape: Shape) -> TrainBatch:
     return TrainBatch(
         tokens=np.zeros(wide, np.int32),
         positions=np.zeros(wide, np.int32),
-        segments=np.zeros(wide, np.int32),
+        ends=np.zeros(wide, np.int32),
         agent=np.zeros(lead, np.int32),
         index=np.zeros(narrow, np.int32),
+        target=np.zeros(narrow, np.int32),
         mask=floats(),
         temperature=floats(1.0),
         behaviour=floats(),
@@ -334,20 +302,33 @@ def blank(shape: Shape) -> TrainBatch:
     )
 
 
-def _write(batch: TrainBatch, slot: Slot) -> None:
-    action, row = slot.action, slot.row
-    prompt, new = len(action.prompt_ids), len(action.token_ids)
-    wide = slice(slot.start, slot.start + prompt + new)
-    narrow = slice(slot.at, slot.at + new)
-    batch.agent[row] = slot.agent
-    batch.tokens[row][wide] = np.concatenate([action.prompt_ids, action.token_ids])
-    batch.positions[row][wide] = np.arange(prompt + new)
-    batch.segments[row][wide] = slot.segment
-    batch.index[row][narrow] = slot.start + prompt - 1 + np.arange(new)
-    batch.mask[row][narrow] = 1.0
-    batch.temperature[row][narrow] = action.temperature or 1.0
-    batch.behaviour[row][narrow] = action.logprobs
-    batch.old[row][narrow] = action.logprobs
+def _write_row(
+    batch: TrainBatch,
+    where: tuple[int, int, int],
+    agent: int,
+    row: Row,
+    actions: dict[int, Action],
+) -> list[Slot]:
+    """Writes a packed row; returns where its actions lie."""
+    n = len(row.tokens)
+    batch.agent[where] = agent
+    batch.tokens[where][:n] = row.tokens
+    batch.positions[where][:n] = row.positions
+    batch.ends[where][:n] = row.ends
+    slots, at = [], 0
+    for number, path in row.placed:
+        action = actions[number]
+        prompt, new = len(action.prompt_ids), len(action.token_ids)
+        narrow = slice(at, at + new)
+        batch.index[where][narrow] = path[prompt - 1 :]
+        batch.target[where][narrow] = action.token_ids
+        batch.mask[where][narrow] = 1.0
+        batch.temperature[where][narrow] = action.temperature or 1.0
+        batch.behaviour[where][narrow] = action.logprobs
+        batch.old[where][narrow] = action.logprobs
+        slots.append(Slot(agent, number, where, at, action))
+        at += new
+    return slots
 
 
 def _weigh(batch: TrainBatch, slots: list[Slot], config: ObjectiveConfig) -> None:

@@ -31,11 +31,10 @@ def action_logprobs(
         {"params": params},
         batch.tokens,
         batch.positions,
-        batch.segments,
+        batch.ends,
         adapters=adapters,
     )
     picked = jnp.take_along_axis(hidden, batch.index[..., None], 1)
-    target = jnp.take_along_axis(batch.tokens, batch.index + 1, 1)
 
     @jax.checkpoint
     def chunk(args):
@@ -46,11 +45,11 @@ def action_logprobs(
 
     flat = (
         picked.reshape(-1, picked.shape[-1]),
-        target.reshape(-1),
+        batch.target.reshape(-1),
         batch.temperature.reshape(-1),
     )
     out = jax.lax.map(chunk, _chunks(flat)).reshape(-1)
-    return out[: target.size].reshape(target.shape)
+    return out[: batch.target.size].reshape(batch.target.shape)
 
 
 def _chunks(flat: Any) -> Any:

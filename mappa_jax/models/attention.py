@@ -17,15 +17,18 @@ def attend_rows(
     k_NxTxKxH: jax.Array,
     v_NxTxKxH: jax.Array,
     positions_NxT: jax.Array,
-    segments_NxT: jax.Array,
+    ends_NxT: jax.Array,
     window: jax.Array,
     *,
     scale: float,
 ) -> jax.Array:
-    """Causal attention within segments; segment 0 is padding.
+    """Causal attention within the sequences that share a row.
 
-    A query sees a key of its own segment whose position is at most its own and
-    less than `window` tokens back. Scores and softmax are in float32.
+    Query j sees key i if i <= j < ends[i] and if the key's position is less than
+    `window` before its own. So a sequence alone in a row has its length as the end
+    of all its tokens, packed sequences end where the next starts, and a prefix that
+    several share ends after the last of them (a tree of tokens in depth-first
+    order). Padding has end 0. Scores and softmax are in float32.
 
     Returns:
       [N, T, K, G, H], in the dtype of `v`.
@@ -38,8 +41,9 @@ def attend_rows(
     )
     scores *= scale
     gap_NxTxT = positions_NxT[:, :, None] - positions_NxT[:, None, :]
-    seen = (gap_NxTxT >= 0) & (gap_NxTxT < window)
-    seen &= segments_NxT[:, :, None] == segments_NxT[:, None, :]
+    index_T = jnp.arange(ends_NxT.shape[1])
+    seen = (gap_NxTxT < window) & (index_T[:, None] >= index_T)
+    seen &= index_T[:, None] < ends_NxT[:, None, :]
     scores = jnp.where(seen[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_NxTxKxH.dtype)
     return jnp.einsum("nkgts,nskh->ntkgh", weights, v_NxTxKxH)

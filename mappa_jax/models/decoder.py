@@ -56,7 +56,7 @@ class Context(NamedTuple):
     """What every layer shares. Rope tables are [N, T, H/2] pairs (cos, sin)."""
 
     positions: jax.Array
-    segments: jax.Array | None
+    ends: jax.Array | None
     rope: tuple[jax.Array, jax.Array]
     local_rope: tuple[jax.Array, jax.Array]
     blocks: jax.Array | None
@@ -198,7 +198,7 @@ class Block(nn.Module):
         kept = None
         if cache is None:
             out = attention.attend_rows(
-                q, k, v, ctx.positions, ctx.segments, window, scale=cfg.attn_scale
+                q, k, v, ctx.positions, ctx.ends, window, scale=cfg.attn_scale
             )
             if self.keep_kv:
                 kept = Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
@@ -255,7 +255,7 @@ class Decoder(nn.Module):
         self,
         tokens_NxT: jax.Array,
         positions_NxT: jax.Array,
-        segments_NxT: jax.Array | None = None,
+        ends_NxT: jax.Array | None = None,
         *,
         adapters: Adapters | None = None,
         cache: Cache | None = None,
@@ -266,8 +266,9 @@ class Decoder(nn.Module):
 
         Args:
           tokens_NxT: int32.
-          positions_NxT: int32, of each token within its segment.
-          segments_NxT: int32, 0 for padding; whole rows only.
+          positions_NxT: int32, of each token within its sequence.
+          ends_NxT: int32, where in the row the tokens end that may see this one, 0
+            for padding (attention.attend_rows); whole rows only.
           adapters: low-rank updates; None runs the bare weights.
           cache: with it T must be 1: the token is written at its position and
             attends over the first `blocks` blocks.
@@ -301,7 +302,7 @@ class Decoder(nn.Module):
             lora_b,
             jnp.full((cfg.n_layers,), scale, jnp.float32),
         )
-        ctx = Context(positions_NxT, segments_NxT, table, local, blocks, row_agent)
+        ctx = Context(positions_NxT, ends_NxT, table, local, blocks, row_agent)
         layer = nn.remat(Block, prevent_cse=False) if self.remat else Block
         layers = nn.scan(
             layer,

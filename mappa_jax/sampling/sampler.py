@@ -120,7 +120,7 @@ def prefill(
     """
     p, t = tokens_PxT.shape
     positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (p, t))
-    segments = (positions < length_P[:, None]).astype(jnp.int32)
+    ends = jnp.where(positions < length_P[:, None], length_P[:, None], 0)
     adapters = (
         None if lora is None else Adapters(lora[0], lora[1], request.agent, lora[2])
     )
@@ -128,7 +128,7 @@ def prefill(
         {"params": params},
         tokens_PxT,
         positions,
-        segments,
+        ends,
         adapters=adapters,
         keep_kv=True,
     )

@@ -18,6 +18,9 @@ SHAPE = batches.Shape(
     microbatches=4,
     packing=PackingConfig(row_tokens=16, row_action_tokens=8, rows=2),
 )
+APART = dataclasses.replace(
+    SHAPE, packing=dataclasses.replace(SHAPE.packing, share_prefixes=False)
+)
 KEEP_ALL = ObjectiveConfig(mask_truncated=False)
 
 
@@ -53,23 +56,27 @@ def three(make_action, make_trajectory):
 
 
 def test_a_row_holds_its_actions_one_after_the_other(three):
-    """The longest first: 5 + 3 tokens, then 4 + 2."""
-    part = pack(three).minibatches[0]
+    """Without prefixes, the longest first: 5 + 3 tokens, then 4 + 2, less the last."""
+    part = pack(three, APART).minibatches[0]
     first, _, second = three[0].actions
     row, b = (0, 0, 0), part.batch
-    want = [*first.prompt_ids, *first.token_ids, *second.prompt_ids, *second.token_ids]
-    np.testing.assert_array_equal(b.tokens[row], [*want, 0, 0])
-    np.testing.assert_array_equal(b.positions[row], [*range(8), *range(6), 0, 0])
-    np.testing.assert_array_equal(b.segments[row], [1] * 8 + [2] * 6 + [0] * 2)
-    # Token 5 of the first is predicted at 4; the second starts at 8.
-    np.testing.assert_array_equal(b.index[row], [4, 5, 6, 11, 12, 0, 0, 0])
+    want = [
+        *(*first.prompt_ids, *first.token_ids[:-1]),
+        *(*second.prompt_ids, *second.token_ids[:-1]),
+    ]
+    np.testing.assert_array_equal(b.tokens[row], [*want, 0, 0, 0, 0])
+    np.testing.assert_array_equal(b.positions[row], [*range(7), *range(5), *[0] * 4])
+    np.testing.assert_array_equal(b.ends[row], [7] * 7 + [12] * 5 + [0] * 4)
+    # Token 5 of the first is predicted at 4; the second starts at 7.
+    np.testing.assert_array_equal(b.index[row], [4, 5, 6, 10, 11, 0, 0, 0])
     np.testing.assert_array_equal(b.mask[row], [1, 1, 1, 1, 1, 0, 0, 0])
     np.testing.assert_allclose(b.temperature[row], [0.7] * 3 + [1] * 5)
     logprobs = [*first.logprobs, *second.logprobs, 0, 0, 0]
     np.testing.assert_allclose(b.behaviour[row], logprobs)
     np.testing.assert_allclose(b.old[row], logprobs)
-    target = b.tokens[row][b.index[row] + 1][:5]
-    np.testing.assert_array_equal(target, [*first.token_ids, *second.token_ids])
+    np.testing.assert_array_equal(
+        b.target[row], [*first.token_ids, *second.token_ids, 0, 0, 0]
+    )
 
 
 def test_with_lanes_an_agent_has_its_own(three):
@@ -96,7 +103,7 @@ def test_with_one_lane_rows_name_their_agent(three):
 )
 def test_aggregations_weigh_tokens(three, aggregation, long, short):
     objective = dataclasses.replace(KEEP_ALL, aggregation=aggregation, fixed_length=100)
-    weight = pack(three, objective=objective).minibatches[0].batch.weight
+    weight = pack(three, APART, objective=objective).minibatches[0].batch.weight
     np.testing.assert_allclose(
         weight[0, 0, 0], [long] * 3 + [short] * 2 + [0] * 3, rtol=1e-6
     )
@@ -222,7 +229,7 @@ def test_shuffled_scores_stay_with_their_agent(make_action, make_trajectory):
 
 
 def test_an_action_that_fits_no_row_is_refused(make_action, make_trajectory):
-    for prompt, new in ((12, 5), (2, 9)):
+    for prompt, new in ((12, 6), (2, 9)):
         long = make_trajectory([(make_action("a", 0, prompt=prompt, new=new), 1.0)])
         shape = dataclasses.replace(SHAPE, action_tokens=9)
         with pytest.raises(ConfigError, match="packing.row_tokens=16"):
@@ -243,32 +250,36 @@ def arrays(packed):
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths=LENGTHS, lanes=st.sampled_from([1, 2]), seed=st.integers(0, 99))
+@given(
+    lengths=LENGTHS,
+    lanes=st.sampled_from([1, 2]),
+    seed=st.integers(0, 99),
+    share=st.booleans(),
+)
 def test_packing_loses_and_overfills_nothing(
-    make_action, make_trajectory, lengths, lanes, seed
+    make_action, make_trajectory, lengths, lanes, seed, share
 ):
     pairs = [
         (make_action(agent, k, prompt=p, new=n, seed=k), 1.0)
         for k, (agent, p, n) in enumerate(lengths)
     ]
     trajectories = [make_trajectory(pairs)]
-    shape = dataclasses.replace(SHAPE, lanes=lanes, microbatches=8)
+    shape = dataclasses.replace(SHAPE if share else APART, lanes=lanes, microbatches=8)
     packed = pack(trajectories, shape, seed=seed, size=3)
     seen = []
     for part in packed.minibatches:
         used = {}
         for s in part.slots:
-            a = s.action
-            total = len(a.prompt_ids) + len(a.token_ids)
-            end, action_end = used.get(s.row, (0, 0))
-            assert (s.start, s.at) == (end, action_end)  # side by side
-            used[s.row] = (end + total, action_end + len(a.token_ids))
+            assert s.at == used.get(s.row, 0)  # side by side
+            used[s.row] = s.at + len(s.action.token_ids)
+            own = slice(s.at, used[s.row])
+            np.testing.assert_array_equal(
+                part.batch.target[s.row][own], s.action.token_ids
+            )
             assert part.batch.agent[s.row] == s.agent
             assert s.row[1] < part.count
-            seen.append(a.turn)
-        for tokens, action_tokens in used.values():
-            assert tokens <= shape.packing.row_tokens
-            assert action_tokens <= shape.packing.row_action_tokens
+            seen.append(s.action.turn)
+        assert max(used.values()) <= shape.packing.row_action_tokens
     assert sorted(seen) == list(range(len(lengths)))
 
     values = np.random.default_rng(seed).random(packed.actions.mask.shape)

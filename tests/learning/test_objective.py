@@ -10,6 +10,7 @@ import pytest
 from mappa_jax.config import KLConfig, ObjectiveConfig, PackingConfig
 from mappa_jax.learning import batch as batches
 from mappa_jax.learning import objective
+from mappa_jax.learning.packing import pack_rows
 from mappa_jax.models import hf
 from mappa_jax.models.decoder import Decoder, logits
 
@@ -88,36 +89,52 @@ def test_logprobs_equal_those_of_all_logits(
         lambda s: jnp.asarray(rng.normal(0, 0.3, s.shape), jnp.float32),
         hf.param_shapes(cfg),
     )
-    packing = PackingConfig(row_tokens=20, row_action_tokens=9, rows=2)
+    first = make_action(prompt=6, new=5, seed=1, temperature=0.7)
+    turn = np.concatenate([first.prompt_ids, first.token_ids, [3, 1]])
+    actions = {
+        0: first,
+        1: make_action(prompt=5, new=4, seed=2, temperature=1.0),
+        2: make_action(prompt=3, new=6, seed=3, temperature=1.6),
+        3: dataclasses.replace(  # another sample of the first's prompt
+            make_action(new=3, seed=4, temperature=1.6), prompt_ids=first.prompt_ids
+        ),
+        4: dataclasses.replace(  # the turn after the first
+            make_action(new=2, seed=5, temperature=0.7), prompt_ids=turn
+        ),
+    }
+    packing = PackingConfig(row_tokens=20, row_action_tokens=12, rows=2)
+    rows = pack_rows([batches._item(*na) for na in actions.items()], packing)
+    assert len(rows) == 2  # they would not fit in two without what they share
     one = jax.tree.map(
-        lambda x: x[0, 0], batches.blank(batches.Shape(4, 9, 1, 1, packing))
+        lambda x: x[0, 0], batches.blank(batches.Shape(5, 12, 1, 1, packing))
     )
-    placed = (  # row, start, at, segment
-        (0, 0, 0, 1, make_action(prompt=6, new=5, seed=1, temperature=0.7)),
-        (0, 11, 5, 2, make_action(prompt=5, new=4, seed=2, temperature=1.0)),
-        (1, 0, 0, 1, make_action(prompt=3, new=6, seed=3, temperature=1.6)),
-    )
-    for row, start, at, segment, action in placed:
-        slot = batches.Slot(0, 0, (row,), start, at, segment, action)
-        batches._write(one, slot)
+    placed = [
+        slot
+        for r, row in enumerate(rows)
+        for slot in batches._write_row(one, (r,), 0, row, actions)
+    ]
+    assert {slot.number for slot in placed} == set(actions)
     got = jax.jit(lambda p: objective.action_logprobs(policy, p, None, one))(params)
-    assert got.shape == (2, 9)
     assert np.isfinite(got).all()
 
     @jax.jit
-    def alone(tokens, segments):
+    def alone(tokens, ends):
         positions = jnp.arange(20)[None]
-        hidden, _ = Decoder(cfg).apply({"params": params}, tokens, positions, segments)
+        hidden, _ = Decoder(cfg).apply({"params": params}, tokens, positions, ends)
         return logits(params, cfg, hidden)[0]
 
-    for row, _, at, _, action in placed:
+    for slot in placed:
+        action = slot.action
         ids = np.concatenate([action.prompt_ids, action.token_ids])
         prompt, total = len(action.prompt_ids), len(ids)
         tokens = np.zeros((1, 20), np.int32)
         tokens[0, :total] = ids
-        scores = alone(tokens, (np.arange(20) < total).astype(np.int32)[None])
+        scores = alone(tokens, np.where(np.arange(20) < total, total, 0)[None])
         logp = np.asarray(jax.nn.log_softmax(scores / action.temperature))
         want = logp[np.arange(prompt - 1, total - 1), ids[prompt:]]
         np.testing.assert_allclose(
-            got[row, at : at + total - prompt], want, rtol=1e-4, atol=1e-5
+            got[slot.row][slot.at : slot.at + total - prompt],
+            want,
+            rtol=1e-4,
+            atol=1e-5,
         )

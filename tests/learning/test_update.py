@@ -36,12 +36,12 @@ class Bench:
     fresh: object
     frozen: object
 
-    def pack(self, trajectories, size=None, config=None):
+    def pack(self, trajectories, size=None, config=None, shape=None):
         config = config or self.config
         return batches.pack(
             trajectories,
             tuple(config.agents),
-            self.learner.shape,
+            shape or self.learner.shape,
             reward=config.reward,
             objective=config.objective,
             actions_per_update=size or config.optimizer.actions_per_update,
@@ -115,6 +115,24 @@ def trajectories(make_action, make_trajectory):
     return out
 
 
+@pytest.fixture(scope="module")
+def related(trajectories):
+    """The same, but what "a" is asked starts alike, and where its second turn has
+    room it goes on from its first."""
+
+    def one(trajectory):
+        actions = list(trajectory.actions)
+        first = actions[0]
+        asked = np.concatenate([[7, 8], first.prompt_ids[2:]]).astype(np.int32)
+        actions[0] = dataclasses.replace(first, prompt_ids=asked)
+        if len(actions) > 2:
+            asked = np.concatenate([asked, first.token_ids, [9]]).astype(np.int32)
+            actions[2] = dataclasses.replace(actions[2], prompt_ids=asked)
+        return dataclasses.replace(trajectory, actions=tuple(actions))
+
+    return [one(t) for t in trajectories]
+
+
 def of_agent(tree, agent):
     return jax.tree.map(lambda x: np.asarray(x)[agent], tree)
 
@@ -141,7 +159,7 @@ def naive_logprobs(policy, own, frozen, tokens, prompt, temperature):
         stacked = jax.tree.map(lambda p: p[None], own)
         params = policies.agent_params(policy, stacked, frozen, 0)
     t = tokens.shape[0]
-    row = (tokens[None], jnp.arange(t)[None], jnp.ones((1, t), jnp.int32))
+    row = (tokens[None], jnp.arange(t)[None], jnp.full((1, t), t))
     hidden, _ = Decoder(policy.cfg).apply({"params": params}, *row)
     scores = jax.nn.log_softmax(logits(params, policy.cfg, hidden)[0] / temperature)
     return scores[jnp.arange(prompt - 1, t - 1), tokens[prompt:]]
@@ -219,11 +237,11 @@ def naive_update(bench, packed, agent, state):
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
-def test_the_update_equals_a_plain_one(bench, trajectories, mode):
+def test_the_update_equals_a_plain_one(bench, related, mode):
     """Two mini-batches of packed, micro-batched rows of two agents, against
     jax.grad of one unpadded action at a time."""
     one = bench(mode=mode)
-    packed = one.pack(trajectories, size=7)
+    packed = one.pack(related, size=7)
     assert len(packed.minibatches) == 2
     before, after, metrics = one.step(packed)
     for agent in (0, 1):
@@ -238,12 +256,28 @@ def test_the_update_equals_a_plain_one(bench, trajectories, mode):
     np.testing.assert_array_equal(after.skipped, 0)
 
 
-def test_rows_hold_several_actions_and_micro_batches(bench, trajectories):
-    """Which the test above relies on."""
-    for mode in ("full", "lora"):
-        first, _ = bench(mode=mode).pack(trajectories, size=7).minibatches
-        assert max(s.segment for s in first.slots) > 1
-        assert first.count > 1, mode
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_rows_hold_several_actions_and_micro_batches(bench, related, mode):
+    """Which the test above relies on, as on prefixes that are shared."""
+    part, _ = bench(mode=mode).pack(related, size=7).minibatches
+    assert len({s.row for s in part.slots}) < len(part.slots)
+    assert part.count > 1
+    apart = sum(len(s.action.prompt_ids) + len(s.action.token_ids) for s in part.slots)
+    assert (part.batch.ends > 0).sum() < apart - len(part.slots)
+
+
+def test_sharing_prefixes_leaves_the_gradient_as_it_was(bench, related):
+    """The first moments after one step, with and without, in fewer tokens."""
+    one = bench(mode="lora")
+    apart = dataclasses.replace(
+        one.learner.shape,
+        packing=dataclasses.replace(one.config.packing, share_prefixes=False),
+    )
+    packed = [one.pack(related), one.pack(related, shape=apart)]
+    tokens = [sum((m.batch.ends > 0).sum() for m in p.minibatches) for p in packed]
+    assert tokens[0] < tokens[1]
+    shared, plain = (one.step(p)[1].opt_state[1].mu for p in packed)
+    assert_close(shared, plain)
 
 
 def test_a_missing_verdict_is_as_if_the_action_were_not_there(

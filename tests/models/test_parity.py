@@ -17,14 +17,14 @@ GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(p.name for p in GOLDEN.iterdir())
 
 
-def rows_logits(cfg, params, tokens, positions=None, segments=None):
+def rows_logits(cfg, params, tokens, positions=None, ends=None):
     if positions is None:
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        segments = np.ones_like(tokens)
+        ends = np.full_like(tokens, tokens.shape[1])
     model = Decoder(cfg)
 
     def run(params):
-        hidden, _ = model.apply({"params": params}, tokens, positions, segments)
+        hidden, _ = model.apply({"params": params}, tokens, positions, ends)
         return logits(params, cfg, hidden)
 
     return np.asarray(jax.jit(run)(params))
@@ -54,8 +54,8 @@ def test_decoding_step_by_step_matches_transformers(case):
     @jax.jit
     def prefill(params, tokens):
         positions = jnp.broadcast_to(jnp.arange(start), (n, start))
-        ones = jnp.ones_like(positions)
-        return model.apply({"params": params}, tokens, positions, ones, keep_kv=True)[1]
+        ends = jnp.full_like(positions, start)
+        return model.apply({"params": params}, tokens, positions, ends, keep_kv=True)[1]
 
     @jax.jit
     def step(params, cache, token, position):
@@ -81,16 +81,34 @@ def test_decoding_step_by_step_matches_transformers(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_packed_segments_do_not_see_each_other(case):
+def test_packed_sequences_do_not_see_each_other(case):
     expected = np.load(GOLDEN / case / "expected.npz")
     cfg, params = hf.numpy_params(GOLDEN / case)
     tokens = expected["tokens"]
     width = tokens.shape[1]
     packed = tokens.reshape(1, -1)
     positions = np.tile(np.arange(width), 2)[None]
-    segments = np.repeat([1, 2], width)[None]
-    got = rows_logits(cfg, params, packed, positions, segments)
+    ends = np.repeat([width, 2 * width], width)[None]
+    got = rows_logits(cfg, params, packed, positions, ends)
     assert relative_error(got.reshape(2, width, -1), expected["logits"]) < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_shared_prefix_is_as_if_each_had_its_own(case):
+    """One prefix and two continuations, depth first, against two whole rows."""
+    cfg, params = hf.numpy_params(GOLDEN / case)
+    tokens = np.load(GOLDEN / case / "expected.npz")["tokens"].copy()
+    width = tokens.shape[1]
+    common = width // 2
+    tokens[1, :common] = tokens[0, :common]
+    want = rows_logits(cfg, params, tokens)
+    tree = np.concatenate([tokens[0], tokens[1, common:]])[None]
+    positions = np.concatenate([np.arange(width), np.arange(common, width)])[None]
+    total = tree.shape[1]
+    ends = np.repeat([total, width, total], [common, width - common, width - common])
+    got = rows_logits(cfg, params, tree, positions, ends[None])[0]
+    assert relative_error(got[:width], want[0]) < 1e-4
+    assert relative_error(got[width:], want[1, common:]) < 1e-4
 
 
 # Each field of config.json that is read, and a value that must change the logits.

@@ -49,18 +49,18 @@ PADDED = 40
 
 
 @jax.jit
-def _padded_scores(params, tokens, segments):
+def _padded_scores(params, tokens, ends):
     positions = jnp.arange(PADDED)[None]
-    hidden, _ = Decoder(MICRO).apply({"params": params}, tokens, positions, segments)
+    hidden, _ = Decoder(MICRO).apply({"params": params}, tokens, positions, ends)
     return logits(params, MICRO, hidden)[0]
 
 
 def full_scores(params, tokens):
     row = np.zeros((1, PADDED), np.int32)
     row[0, : len(tokens)] = tokens
-    segments = (np.arange(PADDED) < len(tokens)).astype(np.int32)[None]
+    ends = np.where(np.arange(PADDED) < len(tokens), len(tokens), 0)[None]
     params = jax.device_get(params)
-    return np.asarray(_padded_scores(params, row, segments))[: len(tokens)]
+    return np.asarray(_padded_scores(params, row, ends))[: len(tokens)]
 
 
 @pytest.fixture(scope="session")
