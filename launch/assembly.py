@@ -52,7 +52,7 @@ async def stages(
         def stage(judge: Any, temperature: float | None) -> Stage:
             return Stage(
                 workflow=workflow,
-                brief=brief(config),
+                brief=brief(config, models.tokenizer.cut_middle),
                 seats=parts.make_seats(config, models, temperature),
                 engine=engine,
                 tools=sandbox,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
 _CODE = re.compile(r"```(?:python|py)\s*\n(.*?)```", re.DOTALL)
-CUT_MARK = "\n[... {} characters cut ...]\n"
+CUT_MARK = "\n[... {} {} cut ...]\n"
 
 
 def strip_thinking(text: str, *, opened: bool) -> str:
@@ -31,14 +32,24 @@ def extract_code(text: str) -> str | None:
     return "\n\n".join(blocks) if blocks else None
 
 
-def cut_middle(text: str, limit: int) -> str:
-    """At most `limit` characters plus a visible mark: the head and the tail of `text`.
+Spans = Sequence[tuple[int, int]]
+
+
+def cut_middle(text: str, limit: int, spans: Spans | None = None) -> str:
+    """At most `limit` tokens plus a visible mark: the head and the tail of `text`.
 
     The tail is kept because a traceback's last line says most.
+
+    Args:
+      text: any.
+      limit: in tokens where `spans` is given, else in characters.
+      spans: the (start, end) of each token in `text`, as a tokenizer gives them.
     """
-    if len(text) <= limit:
+    unit = "characters" if spans is None else "tokens"
+    spans = [(i, i + 1) for i in range(len(text))] if spans is None else spans
+    if len(spans) <= limit:
         return text
-    head = limit // 2
-    tail = limit - head
-    mark = CUT_MARK.format(len(text) - limit)
-    return text[:head] + mark + (text[-tail:] if tail else "")
+    head, tail = limit // 2, limit - limit // 2
+    stop = spans[head - 1][1] if head else 0
+    start = spans[-tail][0] if tail else len(text)
+    return text[:stop] + CUT_MARK.format(len(spans) - limit, unit) + text[start:]

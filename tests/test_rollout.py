@@ -12,6 +12,7 @@ from mappa_jax.rollout import Stage, rollout, success
 from mappa_jax.sampling.engine import PromptTooLong
 from mappa_jax.sampling.team import Seat
 from mappa_jax.testing import ScriptedGrader, ScriptedJudge, ScriptedTools
+from mappa_jax.text import cut_middle
 from mappa_jax.types import (
     Missing,
     MissingReason,
@@ -24,7 +25,15 @@ from mappa_jax.types import (
 from mappa_jax.workflows.base import Brief, Workflow
 
 ROLES = (Role("first", "first", "begins"), Role("last", "last", "answers"))
-BRIEF = Brief({"first": 16, "last": 32}, {"first": 1, "last": 1}, 99, 99, "tool", False)
+BRIEF = Brief(
+    token_limits={"first": 16, "last": 32},
+    max_turns={"first": 1, "last": 1},
+    tool_tokens=99,
+    handoff_tokens=99,
+    tool_role="tool",
+    example=False,
+    cut=cut_middle,
+)
 
 
 class CharTokenizer:

@@ -58,3 +58,10 @@ def test_cutting_keeps_head_and_tail_and_says_how_much_is_gone(limit):
     tail = tail.partition("...]\n")[2]
     assert len(head) + len(tail) == limit
     assert text.startswith(head) and text.endswith(tail)
+
+
+def test_tokens_are_counted_where_they_are_given():
+    text, spans = "aa bb ccc d", [(0, 2), (2, 5), (5, 9), (9, 11)]
+    assert cut_middle(text, 4, spans) == text
+    assert cut_middle(text, 2, spans) == "aa\n[... 2 tokens cut ...]\n d"
+    assert cut_middle(text, 3, spans) == "aa\n[... 1 tokens cut ...]\n ccc d"

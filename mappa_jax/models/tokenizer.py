@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mappa_jax.models.config import ModelError
+from mappa_jax.text import cut_middle
 from mappa_jax.types import Message
 
 
@@ -92,6 +93,11 @@ class Tokenizer:
     def token_strings(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Each id's own spelling, control tokens included."""
         return self._hf.convert_ids_to_tokens([int(i) for i in ids])
+
+    def cut_middle(self, text: str, limit: int) -> str:
+        """`text.cut_middle` to `limit` of this tokenizer's tokens."""
+        found = self._hf(text, add_special_tokens=False, return_offsets_mapping=True)
+        return cut_middle(text, limit, found["offset_mapping"])
 
     def opens_thinking(self, prompt_ids: np.ndarray) -> bool:
         """Whether the chat template has already opened a thinking section."""

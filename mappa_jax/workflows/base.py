@@ -62,31 +62,32 @@ class Brief:
     Attributes:
       token_limits: agent -> new tokens per action.
       max_turns: agent -> actions per trajectory.
-      tool_characters: an observation is cut in the middle to this.
-      handoff_characters: likewise what one agent hands to the next.
+      tool_tokens: an observation is cut in the middle to this.
+      handoff_tokens: likewise what one agent hands to the next.
       tool_role: the role of a turn that carries an observation.
       example: show every agent a worked example first.
+      cut: shortens a text to so many tokens, in the middle and visibly.
     """
 
     token_limits: dict[str, int]
     max_turns: dict[str, int]
-    tool_characters: int
-    handoff_characters: int
+    tool_tokens: int
+    handoff_tokens: int
     tool_role: str
     example: bool
+    cut: Callable[[str, int], str]
 
 
-CHARACTERS_PER_TOKEN = 4
-
-
-def brief(config: Config) -> Brief:
+def brief(config: Config, cut: Callable[[str, int], str]) -> Brief:
+    """The brief of a config; `cut` shortens a text to so many tokens."""
     return Brief(
         token_limits={n: a.max_new_tokens for n, a in config.agents.items()},
         max_turns={n: a.max_turns for n, a in config.agents.items()},
-        tool_characters=CHARACTERS_PER_TOKEN * config.workflow.tool_output_tokens,
-        handoff_characters=CHARACTERS_PER_TOKEN * config.workflow.handoff_tokens,
+        tool_tokens=config.workflow.tool_output_tokens,
+        handoff_tokens=config.workflow.handoff_tokens,
         tool_role="tool" if config.workflow.tool_role else "user",
         example=config.workflow.example,
+        cut=cut,
     )
 
 

@@ -132,7 +132,7 @@ def render_observation(observation: Observation, brief: Brief) -> str:
     elif observation.exit_status:
         parts.append(f"exit status {observation.exit_status}")
     body = "\n".join(p for p in parts if p)
-    return text.cut_middle(body, brief.tool_characters) or "(no output)"
+    return brief.cut(body, brief.tool_tokens) or "(no output)"
 
 
 def _problem(task: str) -> str:
@@ -151,7 +151,7 @@ def _chat(
 
 
 def _hand_on(action: Action, brief: Brief) -> str:
-    return text.cut_middle(action.content, brief.handoff_characters)
+    return brief.cut(action.content, brief.handoff_tokens)
 
 
 MATHCHAT = Workflow("mathchat", ROLES, mathchat)

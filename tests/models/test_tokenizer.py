@@ -40,6 +40,18 @@ def test_text_survives_the_round_trip(tokenizer, text):
     assert tokenizer.token_strings(ids[[0, -2, -1]]) == ["<|u|>", "<|end|>", "<|a|>"]
 
 
+@pytest.mark.parametrize("limit", [0, 1, 6, 7])
+def test_text_is_cut_to_so_many_of_its_tokens(tokenizer, limit):
+    """Byte-level tokens: one a byte, so "é" is two."""
+    text = "\u00e9" * 3 + "x" * 30 + "end"
+    cut = tokenizer.cut_middle(text, limit)
+    assert f"{39 - limit} tokens cut" in cut
+    head, _, tail = cut.partition("\n[...")
+    tail = tail.partition("...]\n")[2]
+    assert text.startswith(head) and text.endswith(tail)
+    assert tokenizer.cut_middle(text, 39) == text
+
+
 def test_turns_are_rendered_in_order_and_the_last_is_opened(tokenizer):
     chat = [Message("system", "S"), Message("user", "U"), Message("tool", "T")]
     ids = tokenizer.render(chat, thinking=False)

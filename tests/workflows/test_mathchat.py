@@ -6,6 +6,7 @@ import pytest
 
 from mappa_jax.config import AgentConfig, Config, WorkflowConfig
 from mappa_jax.testing import ScriptedTeam, ScriptedTools
+from mappa_jax.text import cut_middle
 from mappa_jax.types import Observation, Task, ToolFault
 from mappa_jax.workflows import WORKFLOWS
 from mappa_jax.workflows.base import brief
@@ -22,7 +23,7 @@ AGENTS = {
 
 def make_brief(**workflow):
     config = Config(agents=AGENTS, workflow=WorkflowConfig(**workflow))
-    return brief(config)
+    return brief(config, cut_middle)  # a token is a character here
 
 
 def words(messages):
@@ -100,7 +101,7 @@ async def test_observations_can_be_user_turns():
 
 
 async def test_what_is_handed_on_is_cut_in_the_middle_with_a_mark():
-    tell = make_brief(handoff_tokens=5, tool_output_tokens=5)
+    tell = make_brief(handoff_tokens=20, tool_output_tokens=20)
     long = "start" + "x" * 100 + "final"
     team, _ = await play([CODE, long], Observation(long), solver=long, tell=tell)
     after_solver = words(team.seen_by("coder"))
