@@ -125,6 +125,9 @@ class RewardConfig:
     outcome_weight: float = 0.0
     outcome_to: Literal["last", "all"] = "all"
     outcome_only: bool = False  # weights 0 and 1, to all, whatever stands above
+    # An action's reward gets so much of the reward of the same agent's next action in
+    # the trajectory, and so on; 0: every action stands for itself.
+    turn_discount: float = 0.0
     shuffle: bool = False  # a control: permute scores between an agent's actions
 
 
@@ -151,6 +154,10 @@ class KLConfig:
 
     beta: float = 0.01
     place: Literal["reward", "loss"] = "reward"  # k1 in the reward, k3 in the loss
+    # Nats per token. 0: beta is constant; else each agent's beta follows its own KL:
+    # after an iteration it is multiplied by 1 + rate * clip(KL / target - 1, +-0.2).
+    target: float = 0.0
+    rate: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +238,8 @@ class CheckpointConfig:
 
     every: int = 1  # iterations
     keep: int = 2
-    best_metric: str = ""  # keep the best by this too, e.g. "eval/chain_sum/avg"
+    # Keep the checkpoint where this was largest too, e.g. "eval/chain_sum/avg".
+    best_metric: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,12 +375,26 @@ def _check(config: Config) -> None:
             refuse(f"{key}.top_p", f"must be in (0, 1], got {agent.top_p}")
         if agent.top_k < 0:
             refuse(f"{key}.top_k", "must not be negative; 0 is off")
+        cut = {"top_k": 0, "top_p": 1.0, "min_new_tokens": 0}
+        changed = [k for k, off in cut.items() if getattr(agent, k) != off]
+        if changed and config.objective.old_logprobs == "behaviour":
+            refuse(
+                f"{key}.{changed[0]}",
+                "the trainer's log-probabilities are of the whole distribution, so "
+                "the ratio would be biased; set objective.old_logprobs='recompute'",
+            )
     for key in ("slots", "prefill_rows", "chunk", "cache_block"):
         positive(f"sampler.{key}", getattr(config.sampler, key))
     for key in ("prompts_per_step", "samples_per_prompt"):
         positive(f"data.{key}", getattr(config.data, key))
     positive("optimizer.actions_per_update", config.optimizer.actions_per_update)
     positive("optimizer.epochs", config.optimizer.epochs)
+    if not 0 <= config.reward.turn_discount <= 1:
+        refuse("reward.turn_discount", "must be in 0..1")
+    if config.kl.target < 0 or config.kl.beta < 0:
+        refuse("kl", "beta and target must not be negative")
+    if config.kl.target and not config.kl.beta:
+        refuse("kl.target", "needs a kl.beta above 0 to start from")
     positive("packing.rows", config.packing.rows)
     positive("judge.concurrency", config.judge.concurrency)
     positive("judge.deadline_s", config.judge.deadline_s)

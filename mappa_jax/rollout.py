@@ -144,16 +144,19 @@ async def _episode(
             judging.append(asyncio.create_task(_judge(stage, task, action, before)))
 
     team = EpisodeTeam(stage.seats, stage.engine, address, on_action)
-    failure = None
+    failure, faulted = None, False
     try:
         await stage.workflow.run(task, team, stage.tools, stage.brief)
     except PromptTooLong as e:
         failure = f"prompt too long: {e}"
     except ToolFault as e:
-        failure = f"tool fault: {e}"
+        failure, faulted = f"tool fault: {e}", True
     if failure is not None:
         log.warning("task %s, sample %d: %s", task.id, address.sample, failure)
-    outcome = await _outcome(stage, task, team.actions, failure)
+    # A problem too long to start with is nobody's fault; what the team made too long is
+    # an answer that it did not give.
+    unblamed = failure is not None and (faulted or not team.actions)
+    outcome = None if unblamed else await _outcome(stage, task, team.actions)
     on_done()
     trajectory = Trajectory(
         task=task,
@@ -166,9 +169,9 @@ async def _episode(
     return trajectory, judging
 
 
-async def _outcome(stage, task, actions, failure) -> Outcome | None:
-    """None where there is no ground truth, or where the run failed unblamed."""
-    if task.answer is None or failure is not None:
+async def _outcome(stage, task, actions) -> Outcome | None:
+    """None where there is no ground truth."""
+    if task.answer is None:
         return None
     last = stage.workflow.roles[-1].name
     final = actions[-1].content if actions and actions[-1].agent == last else ""

@@ -26,12 +26,12 @@ import numpy as np
 
 from mappa_jax import records
 from mappa_jax.checkpoints import Checkpoints
-from mappa_jax.config import Config
+from mappa_jax.config import Config, ConfigError
 from mappa_jax.data import Data
 from mappa_jax.evaluate import evaluate
 from mappa_jax.learning import batch as batches
 from mappa_jax.learning.update import Learner, TeamState
-from mappa_jax.metrics import MetricWriter, flatten
+from mappa_jax.metrics import MetricWriter, flatten, truncate_from
 from mappa_jax.rollout import Rollout, Stage, rollout, success
 from mappa_jax.types import Missing
 
@@ -71,11 +71,15 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
     whole one is saved before `CancelledError` goes on.
 
     Raises:
+      ConfigError: checkpoint.best_metric names nothing that will be measured.
       TooManyMissing: too large a share of a batch has no verdict; the state before
         that batch is saved.
       CheckpointError: the state could not be saved; earlier steps are whole.
     """
     config, done = run.config, start
+    _check_best(run)
+    # Evaluations of weights that are gone would stand there twice.
+    truncate_from(run.workdir / "evaluations.jsonl", start + 1 if start else 0)
     saved = run.checkpoints.latest()
     try:
         if start == 0 and config.eval.at_start:
@@ -99,6 +103,21 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
     finally:
         run.checkpoints.wait()
     return state
+
+
+def _check_best(run: Run) -> None:
+    """Refuses a checkpoint.best_metric that no iteration of this run will have."""
+    best, config = run.config.checkpoint.best_metric, run.config
+    if not best:
+        return
+    known = [f"agents/{a}/score" for a in config.agents] + ["team/success"]
+    if config.eval.every or config.eval.at_end:
+        known += [f"eval/{s}/{m}" for s in run.data.eval for m in ("avg", "pass")]
+    if best not in known:
+        raise ConfigError(
+            f"config.checkpoint.best_metric: no iteration will have {best!r}; choose "
+            f"one of {', '.join(known)} (eval/... needs eval.every or eval.at_end)"
+        )
 
 
 def _due(every: int, step: int) -> bool:
@@ -148,8 +167,7 @@ async def _iterate(
         packed = run.learner.assign_credit(state, run.frozen, packed)
     run.progress.start(step, "update", 1)
     with _timed(seconds, "update"):
-        for _ in range(config.optimizer.epochs):
-            state, learned = run.learner.update(state, run.frozen, packed)
+        state, learned = run.learner.update(state, run.frozen, packed)
     seconds |= {
         "rollout": rolled.seconds,
         "prefill": sampled.prefill_seconds,

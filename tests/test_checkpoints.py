@@ -18,6 +18,7 @@ def make_state(value: float) -> TeamState:
     return TeamState(
         trainable={"layers": {"q": weights / 3}},
         opt_state=(moments, ()),
+        beta=jnp.asarray([0.1, 0.3], jnp.float32),
         updates=jnp.asarray([5, 6], jnp.int32),
         skipped=jnp.zeros((2,), jnp.int32),
     )
@@ -28,6 +29,7 @@ def bits(state: TeamState) -> list[bytes]:
         state.trainable["layers"]["q"],
         state.opt_state[0][0],
         state.opt_state[0][1]["mu"],
+        state.beta,
         state.updates,
         state.skipped,
     ]

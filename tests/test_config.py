@@ -132,6 +132,11 @@ def test_a_whole_number_may_stand_for_a_float():
         ("agents__solver__top_p", 0.0),
         ("agents__solver__top_p", 1.1),
         ("agents__solver__top_k", -1),
+        ("agents__solver__top_p", 0.9),  # the trainer knows the whole distribution
+        ("agents__solver__top_k", 5),
+        ("agents__solver__min_new_tokens", 1),
+        ("kl__target", 0.1),  # without a beta
+        ("reward__turn_discount", 1.5),
         ("sampler__slots", 0),
         ("sampler__prefill_rows", 0),
         ("sampler__chunk", 0),
@@ -158,13 +163,18 @@ def test_a_whole_number_may_stand_for_a_float():
 )
 def test_an_impossible_value_is_named(key, value):
     with pytest.raises(ConfigError) as e:
-        resolve(plain(**{key: value}))
+        resolve(plain(**({"kl__beta": 0.0} | {key: value})))
     names = {
         "sampler__cache_block": "sampler.c",
         "sampler__prompt_buckets": "sampler.",
     }
     named = names.get(key, key.replace("__", "."))
     assert str(e.value).startswith(f"config.{named}")
+
+
+def test_a_cut_distribution_trains_with_recomputed_logprobs():
+    changes = {"agents__solver__top_p": 0.9, "objective__old_logprobs": "recompute"}
+    assert resolve(plain(**changes)).agents["solver"].top_p == 0.9
 
 
 @pytest.mark.parametrize(

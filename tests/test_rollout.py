@@ -197,19 +197,27 @@ async def test_one_fault_leaves_the_other_trajectories_alone():
     assert success(rolled.trajectories) == {"success": 1.0, "graded": 1, "failed": 1}
 
 
-async def test_a_prompt_that_is_too_long_fails_the_trajectory_unblamed():
-    judge = ScriptedJudge()
-    stage = make_stage(
-        judge, say=lambda agent, _: PromptTooLong("99 tokens") if agent else "x"
-    )
-    rolled = await run(stage)
+def too_long_for(agent):
+    """What everybody says, but for one agent, whose prompt is too long."""
+    return lambda seat, _: PromptTooLong("99 tokens") if seat == agent else "x"
+
+
+async def test_a_problem_that_is_too_long_fails_the_trajectory_unblamed():
+    rolled = await run(make_stage(ScriptedJudge(), say=too_long_for(0)))
     (trajectory,) = rolled.trajectories
     assert trajectory.failure == "prompt too long: 99 tokens"
     assert trajectory.outcome is None
-    assert [type(v) for v in trajectory.verdicts] == [Verdict]  # of what was done
     counted = success(rolled.trajectories)
     assert (counted["graded"], counted["failed"]) == (0, 1)
     assert np.isnan(counted["success"])
+
+
+async def test_what_the_team_made_too_long_counts_as_no_answer():
+    rolled = await run(make_stage(ScriptedJudge(), say=too_long_for(1)))
+    (trajectory,) = rolled.trajectories
+    assert trajectory.failure == "prompt too long: 99 tokens"
+    assert [type(v) for v in trajectory.verdicts] == [Verdict]  # of what was done
+    assert success(rolled.trajectories) == {"success": 0.0, "graded": 1, "failed": 1}
 
 
 async def test_a_bug_in_a_workflow_is_not_swallowed():

@@ -19,7 +19,7 @@ import pytest
 
 from mappa_jax import records
 from mappa_jax.checkpoints import Checkpoints
-from mappa_jax.config import ConfigError, resolve
+from mappa_jax.config import CheckpointConfig, ConfigError, resolve
 from mappa_jax.data import load_data
 from mappa_jax.learning.update import TeamState
 from mappa_jax.metrics import MetricWriter
@@ -235,7 +235,7 @@ def test_evaluation_is_recorded_and_reported(whole):
     assert [row["step"] for row in rows] == [2, 4]
     for row in rows:
         found = row["sources"]["chain_sum"]
-        assert (found["problems"], found["samples"]) == (2, 2 * 2)
+        assert (found["problems"], found["samples"], found["failed"]) == (2, 2 * 2, 0)
         assert found["avg_low"] <= found["avg"] <= found["avg_high"]
     reported = [
         row["step"]
@@ -278,7 +278,8 @@ def tokens_of(workdir, step):
 def test_a_seed_is_repeatable_and_seeds_differ(
     assemble, tiny, loop, whole, resumed, tmp_path
 ):
-    config = resolve(tiny(SETTINGS | {"seed": 1, "steps": 1, "eval.every": 0}))
+    changed = {"seed": 1, "steps": 1, "eval.every": 0, "checkpoint.best_metric": ""}
+    config = resolve(tiny(SETTINGS | changed))
 
     async def with_another_seed():
         async with assemble(config, tmp_path, Silent()) as (run, state, start):
@@ -330,6 +331,21 @@ def test_a_few_missing_verdicts_are_masked_and_counted(live, loop, tmp_path):
     assert trained < all_tokens
 
 
+def test_a_best_metric_that_nothing_measures_is_refused(live, loop, tmp_path):
+    checkpoint = CheckpointConfig(best_metric="eval/chain_sum/average")
+    with pytest.raises(ConfigError, match="best_metric.*eval/chain_sum/avg"):
+        loop(live.train(tmp_path, ScriptedJudge(varied), checkpoint=checkpoint))
+    assert not (tmp_path / "trajectories").exists()
+
+
+def test_evaluations_of_iterations_made_again_are_dropped(live, loop, tmp_path):
+    made = [{"step": n, "label": "team", "sources": {}} for n in (0, 7)]
+    kept = tmp_path / "evaluations.jsonl"
+    kept.write_text("".join(json.dumps(row) + "\n" for row in made))
+    loop(live.train(tmp_path, ScriptedJudge(varied), steps=1))
+    assert lines(kept) == []  # the run starts anew
+
+
 def test_a_prompt_longer_than_the_context_is_skipped_counted_and_logged(
     live, loop, tmp_path
 ):
@@ -340,9 +356,12 @@ def test_a_prompt_longer_than_the_context_is_skipped_counted_and_logged(
     config = dataclasses.replace(
         live.run.config.data, source=f"jsonl:{problems}", params={}
     )
+    changed = {"steps": 1, "checkpoint": CheckpointConfig()}
     with logged("mappa_jax.rollout") as said:
         loop(
-            live.train(tmp_path, ScriptedJudge(varied), data=load_data(config), steps=1)
+            live.train(
+                tmp_path, ScriptedJudge(varied), data=load_data(config), **changed
+            )
         )
     (row,) = lines(tmp_path / "metrics.jsonl")
     assert row["team/failed"] == 2

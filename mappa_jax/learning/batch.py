@@ -14,8 +14,8 @@ adapters over one base all agents share one lane, and a row names its agent.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import numpy as np
@@ -140,7 +140,14 @@ class Shape:
     packing: PackingConfig
 
 
-Judged = tuple[Trajectory, Action, Verdict | Missing]
+class Judged(NamedTuple):
+    """An action, its verdict, and its score with those of the agent's later turns
+    (None where a part of it is missing)."""
+
+    trajectory: Trajectory
+    action: Action
+    verdict: Verdict | Missing
+    score: float | None
 
 
 def pack(
@@ -156,14 +163,16 @@ def pack(
     """Trajectories -> arrays, each agent's actions shuffled and cut in mini-batches.
 
     An action carries no gradient, takes no room in a row and is left out of every
-    statistic if a part of its reward is missing (the verdict, or the outcome where
-    that has a weight), if an infrastructure fault touched it, or, with
-    `objective.mask_truncated`, if it ran into its token limit.
+    statistic if a part of its reward is missing (the verdict, a later turn's with
+    `reward.turn_discount`, or the outcome where that has a weight), if an
+    infrastructure fault touched it, or, with `objective.mask_truncated`, if it ran
+    into its token limit.
 
     Raises:
       ConfigError: an action does not fit into a row.
     """
-    judged = {name: list(_judged(trajectories, name)) for name in agents}
+    discount = reward.turn_discount
+    judged = {name: _judged(trajectories, name, discount) for name in agents}
     counts = {name: _counts(rows) for name, rows in judged.items()}
     if reward.shuffle:
         judged = {n: _shuffle_scores(rows, rng) for n, rows in judged.items()}
@@ -182,27 +191,42 @@ def pack(
     return Packed(actions, minibatches, counts)
 
 
-def _judged(trajectories: Sequence[Trajectory], name: str) -> Iterator[Judged]:
+def _judged(
+    trajectories: Sequence[Trajectory], name: str, discount: float
+) -> list[Judged]:
+    """One agent's actions; METHOD step 3's discount across its turns."""
+    out: list[Judged] = []
     for trajectory in trajectories:
         pairs = zip(trajectory.actions, trajectory.verdicts, strict=True)
-        for action, verdict in pairs:
-            if action.agent == name:
-                yield trajectory, action, verdict
+        turns: list[Judged] = []
+        later: float | None = 0.0
+        for action, verdict in reversed(
+            [pair for pair in pairs if pair[0].agent == name]
+        ):
+            score = verdict.score if isinstance(verdict, Verdict) else None
+            if discount and score is not None:
+                score = None if later is None else score + discount * later
+            later = score
+            turns.append(Judged(trajectory, action, verdict, score))
+        out += reversed(turns)
+    return out
 
 
 def _shuffle_scores(rows: list[Judged], rng: np.random.Generator) -> list[Judged]:
-    """A control: verdicts permuted between an agent's actions."""
+    """A control: scores permuted between an agent's actions."""
     order = rng.permutation(len(rows))
-    return [(t, a, rows[j][2]) for (t, a, _), j in zip(rows, order, strict=True)]
+    return [
+        row._replace(verdict=rows[j].verdict, score=rows[j].score)
+        for row, j in zip(rows, order, strict=True)
+    ]
 
 
 def _kept(row: Judged, reward: RewardConfig, mask_truncated: bool) -> bool:
-    trajectory, action, verdict = row
     process, outcome, _ = _parts(reward)
-    unscored = process and not isinstance(verdict, Verdict)
-    ungraded = outcome and trajectory.outcome is None
-    truncated = mask_truncated and action.finish == "length"
-    return action.fault is None and not (unscored or ungraded or truncated)
+    unscored = process and row.score is None
+    ungraded = outcome and row.trajectory.outcome is None
+    truncated = mask_truncated and row.action.finish == "length"
+    return row.action.fault is None and not (unscored or ungraded or truncated)
 
 
 def _actions(kept: list[list[Judged]], shape: Shape, reward: RewardConfig) -> Actions:
@@ -217,11 +241,12 @@ def _actions(kept: list[list[Judged]], shape: Shape, reward: RewardConfig) -> Ac
     for i, rows in enumerate(kept):
         groups: dict[Any, int] = {}
         kinds: dict[str, int] = {}
-        for j, (trajectory, action, verdict) in enumerate(rows):
-            key = (trajectory.task.source, trajectory.task.id, action.turn)
+        for j, row in enumerate(rows):
+            task, action = row.trajectory.task, row.action
+            key = (task.source, task.id, action.turn)
             out.group[i, j] = groups.setdefault(key, len(groups))
-            out.kind[i, j] = kinds.setdefault(trajectory.task.source, len(kinds))
-            out.reward[i, j] = _reward(trajectory, action, verdict, reward)
+            out.kind[i, j] = kinds.setdefault(task.source, len(kinds))
+            out.reward[i, j] = _reward(row, reward)
             out.mask[i, j, : len(action.token_ids)] = 1.0
             out.behaviour[i, j, : len(action.token_ids)] = action.logprobs
     return out
@@ -234,19 +259,14 @@ def _parts(config: RewardConfig) -> tuple[float, float, str]:
     return config.process_weight, config.outcome_weight, config.outcome_to
 
 
-def _reward(
-    trajectory: Trajectory,
-    action: Action,
-    verdict: Verdict | Missing,
-    config: RewardConfig,
-) -> float:
+def _reward(row: Judged, config: RewardConfig) -> float:
     """METHOD steps 1 and 6: the score scaled, and the outcome where it is asked for."""
     process, outcome, to = _parts(config)
-    reward = 0.0
-    if process and isinstance(verdict, Verdict):
-        reward += process * config.reward_scale * verdict.score
+    trajectory, reward = row.trajectory, 0.0
+    if process and row.score is not None:
+        reward += process * config.reward_scale * row.score
     if outcome and trajectory.outcome is not None:
-        if to == "all" or action is trajectory.actions[-1]:
+        if to == "all" or row.action is trajectory.actions[-1]:
             reward += outcome * trajectory.outcome.score
     return reward
 
@@ -259,7 +279,7 @@ def _minibatch(
     slots: list[Slot] = []
     used = [0] * shape.lanes  # rows in each lane
     for agent, judged in enumerate(kept):
-        actions = {j: action for j, (_, action, _) in list(enumerate(judged))[part]}
+        actions = {j: row.action for j, row in list(enumerate(judged))[part]}
         lane = agent if shape.lanes > 1 else 0
         first = len(slots)
         for row in pack_rows([_item(*na) for na in actions.items()], shape.packing):
@@ -351,12 +371,14 @@ AGGREGATIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 
 
 def _counts(rows: list[Judged]) -> dict[str, float]:
-    scores = [v.score for _, _, v in rows if isinstance(v, Verdict)]
+    verdicts = [row.verdict for row in rows]
+    actions = [row.action for row in rows]
+    scores = [v.score for v in verdicts if isinstance(v, Verdict)]
     return {
         "actions": len(rows),
-        "missing": sum(isinstance(v, Missing) for _, _, v in rows),
-        "faults": sum(a.fault is not None for _, a, _ in rows),
-        "truncated": sum(a.finish == "length" for _, a, _ in rows),
-        "tokens": sum(len(a.token_ids) for _, a, _ in rows),
+        "missing": sum(isinstance(v, Missing) for v in verdicts),
+        "faults": sum(a.fault is not None for a in actions),
+        "truncated": sum(a.finish == "length" for a in actions),
+        "tokens": sum(len(a.token_ids) for a in actions),
         "score": float(np.mean(scores)) if scores else float("nan"),
     }

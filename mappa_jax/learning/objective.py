@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mappa_jax.config import KLConfig, ObjectiveConfig
+from mappa_jax.config import ObjectiveConfig
 from mappa_jax.learning.batch import TrainBatch
 from mappa_jax.models.decoder import logits
 from mappa_jax.models.policy import Policy
@@ -65,20 +65,21 @@ def _chunks(flat: Any) -> Any:
 
 
 def surrogate(
-    logp: jax.Array, batch: TrainBatch, config: ObjectiveConfig, kl: KLConfig
+    logp: jax.Array, batch: TrainBatch, config: ObjectiveConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Token losses and whether the clip is active, both [.., C].
 
     -min(ratio A, clip(ratio, 1 - eps_low, 1 + eps_high) A) (PPO, arXiv 1707.06347;
     the two bounds, DAPO, arXiv 2503.14476), times the truncated importance weight.
-    With kl.place = "loss", plus beta times k3 = exp(d) - d - 1, d = ref - new
-    (joschu.net/blog/kl-approx.html).
     """
     ratio = jnp.exp(logp - batch.old)
     clipped = jnp.clip(ratio, 1 - config.eps_low, 1 + config.eps_high)
     plain, bounded = ratio * batch.advantage, clipped * batch.advantage
-    loss = -jnp.minimum(plain, bounded) * batch.importance
-    if kl.place == "loss" and kl.beta:
-        gap = batch.reference - logp
-        loss += kl.beta * (jnp.exp(gap) - gap - 1)
-    return loss, bounded < plain
+    return -jnp.minimum(plain, bounded) * batch.importance, bounded < plain
+
+
+def k3(logp: jax.Array, reference: jax.Array) -> jax.Array:
+    """exp(d) - d - 1 with d = reference - logp: an estimate of the KL per token that
+    is never negative (joschu.net/blog/kl-approx.html)."""
+    gap = reference - logp
+    return jnp.exp(gap) - gap - 1

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mappa_jax.config import Config, OptimizerConfig
+from mappa_jax.config import Config, KLConfig, OptimizerConfig
 from mappa_jax.learning import batch as batches
 from mappa_jax.learning import credit, objective
 from mappa_jax.learning.batch import Minibatch, Packed, Shape, TrainBatch
@@ -50,12 +50,14 @@ class TeamState:
     Attributes:
       trainable: weights (mode "full") or adapters (mode "lora").
       opt_state: of Optax.
+      beta: [A] float32, the coefficient of the KL.
       updates: [A] int32, optimiser steps taken.
       skipped: [A] int32, updates refused because the gradient was not finite.
     """
 
     trainable: Any
     opt_state: Any
+    beta: Any
     updates: Any
     skipped: Any
 
@@ -86,12 +88,16 @@ def init_state(trainable: Any, config: Config, mesh: Mesh) -> TeamState:
     agents = len(config.agents)
     placed = state_shardings(trainable, config, mesh)
     opt_state = jax.jit(jax.vmap(tx.init), out_shardings=placed.opt_state)(trainable)
-    zeros = jax.device_put(np.zeros((agents,), np.int32), placed.updates)
+
+    def full(value: float, dtype: Any) -> jax.Array:
+        return jax.device_put(np.full((agents,), value, dtype), placed.updates)
+
     return TeamState(
         trainable=trainable,
         opt_state=opt_state,
-        updates=zeros,
-        skipped=jax.device_put(np.zeros((agents,), np.int32), placed.skipped),
+        beta=full(config.kl.beta, np.float32),
+        updates=full(0, np.int32),
+        skipped=full(0, np.int32),
     )
 
 
@@ -109,6 +115,7 @@ def state_shardings(trainable: Any, config: Config, mesh: Mesh) -> TeamState:
             where,
             transform_non_params=lambda _: by_agent,
         ),
+        beta=by_agent,
         updates=by_agent,
         skipped=by_agent,
     )
@@ -208,7 +215,7 @@ class Learner:
 
         ids = of(a, n, dtype=jnp.int32)
         self._advantages = credit_fn.lower(
-            of(a, n), of(a, n, c), of(a, n, c), ids, ids
+            of(a), of(a, n), of(a, n, c), of(a, n, c), ids, ids
         ).compile()
 
     def _placed(self, batch: TrainBatch) -> TrainBatch:
@@ -242,7 +249,8 @@ class Learner:
         kl = actions.mask * (actions.behaviour - reference)
         advantage = np.asarray(
             self._advantages(
-                actions.reward, kl, actions.mask, actions.group, actions.kind
+                *(state.beta, actions.reward, kl),
+                *(actions.mask, actions.group, actions.kind),
             )
         )
 
@@ -261,7 +269,7 @@ class Learner:
     def update(
         self, state: TeamState, frozen: Any, packed: Packed
     ) -> tuple[TeamState, dict[str, np.ndarray]]:
-        """One pass over the batch: an optimiser step per mini-batch.
+        """`optimizer.epochs` passes over the batch, an optimiser step per mini-batch.
 
         `state` is donated.
 
@@ -270,11 +278,16 @@ class Learner:
         """
         base = frozen if self._policy.mode == "lora" else None
         sums = []
-        for part in packed.minibatches:
+        for part in packed.minibatches * self._config.optimizer.epochs:
             batch, count = self._placed(part.batch), np.int32(part.count)
             state, metrics = self._update(state, base, batch, count, *self._peaks)
             sums.append(metrics)
-        return state, _summary(jax.device_get(sums), self._policy.agents)
+        metrics = _summary(jax.device_get(sums), self._policy.agents)
+        metrics["beta"] = np.asarray(state.beta)
+        if self._config.kl.target:
+            beta = next_beta(metrics, self._config.kl)
+            state = state.replace(beta=jax.device_put(beta, self._by_agent))
+        return state, metrics
 
 
 def _summary(parts: list[dict[str, np.ndarray]], agents: int) -> dict[str, np.ndarray]:
@@ -300,16 +313,27 @@ def _summary(parts: list[dict[str, np.ndarray]], agents: int) -> dict[str, np.nd
     return out
 
 
-def team_advantages(config: Config, reward, kl, mask, group, kind) -> jax.Array:
+def next_beta(metrics: dict[str, np.ndarray], config: KLConfig) -> np.ndarray:
+    """The proportional controller of Ziegler et al. 2019 (arXiv 1909.08593, 2.2).
+
+    An agent that was not trained on anything keeps its coefficient. [A] float32.
+    """
+    error = np.clip(metrics["kl"] / config.target - 1, -0.2, 0.2)
+    moved = metrics["beta"] * (1 + config.rate * error)
+    trained = metrics["trained_tokens"] > 0
+    return np.where(trained, moved, metrics["beta"]).astype(np.float32)
+
+
+def team_advantages(config: Config, beta, reward, kl, mask, group, kind) -> jax.Array:
     """`credit.advantages` for every agent: [A, N, C]."""
-    beta = config.kl.beta if config.kl.place == "reward" else 0.0
+    if config.kl.place == "loss":
+        beta = jnp.zeros_like(beta)
     one = functools.partial(
         credit.advantages,
         estimator=config.advantage.estimator,
         weight=config.advantage.weight,
-        beta=beta,
     )
-    return jax.vmap(one)(reward, kl, mask, group, kind)
+    return jax.vmap(one)(reward, kl, mask, group, kind, beta=beta)
 
 
 def _over_lanes(policy: Policy, function: Callable, in_axes: Any) -> Callable:
@@ -385,8 +409,8 @@ def team_update(
       The new state and sums per agent, [A].
     """
     grad = functools.partial(lane_gradient, policy, config)
-    grads, sums = _over_lanes(policy, grad, (0, None, 0, None))(
-        _lane(policy, state.trainable), base, batch, count
+    grads, sums = _over_lanes(policy, grad, (0, None, None, 0, None))(
+        _lane(policy, state.trainable), state.beta, base, batch, count
     )
     # Sums are per lane and agent; an agent's own lane holds all that it has.
     sums = {name: value.sum(0) for name, value in sums.items()}
@@ -399,7 +423,7 @@ def team_update(
     return state, sums | extra
 
 
-def lane_gradient(policy: Policy, config: Config, trainable, base, batch, count):
+def lane_gradient(policy: Policy, config: Config, trainable, beta, base, batch, count):
     """Gradient and metric sums of one lane, accumulated over its micro-batches.
 
     Returns:
@@ -410,7 +434,9 @@ def lane_gradient(policy: Policy, config: Config, trainable, base, batch, count)
         params, adapters = policy.for_training(own, base, rows.agent)
         logp = objective.action_logprobs(policy, params, adapters, rows)
         logp = jnp.where(rows.mask > 0, logp, 0.0)
-        loss, clipped = objective.surrogate(logp, rows, config.objective, config.kl)
+        loss, clipped = objective.surrogate(logp, rows, config.objective)
+        if config.kl.place == "loss" and config.kl.beta:
+            loss += beta[rows.agent][:, None] * objective.k3(logp, rows.reference)
         per_row = {
             "loss": (rows.weight * loss).sum(1),
             "kl": (rows.mask * (rows.behaviour - rows.reference)).sum(1),
@@ -457,7 +483,7 @@ def agent_step(
     def keep(new, old):
         return jax.tree.map(lambda n, o: jnp.where(used, n, o), new, old)
 
-    new_state = TeamState(
+    new_state = state.replace(
         trainable=keep(trainable, state.trainable),
         opt_state=keep(opt_state, state.opt_state),
         updates=state.updates + used,

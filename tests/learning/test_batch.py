@@ -189,6 +189,21 @@ def test_without_an_outcome_that_has_a_weight_an_action_is_masked(three):
     assert rewards(pack(three, reward=RewardConfig(outcome_weight=0.5))) == []
 
 
+def test_turns_can_share_their_reward_with_the_turn_before(three):
+    config = RewardConfig(turn_discount=0.5)
+    assert rewards(pack(three, reward=config), 0) == pytest.approx([0.6, 0.4 + 0.3])
+    assert rewards(pack(three, reward=config), 1) == pytest.approx([0.9])
+
+
+def test_a_discounted_turn_needs_the_verdicts_after_it(make_action, make_trajectory):
+    scores = (3.0, None, 5.0)
+    pairs = [(make_action("a", k, seed=k), s) for k, s in enumerate(scores)]
+    trajectories = [make_trajectory(pairs)]
+    assert rewards(pack(trajectories)) == pytest.approx([0.3, 0.5])
+    discounted = pack(trajectories, reward=RewardConfig(turn_discount=0.5))
+    assert rewards(discounted) == pytest.approx([0.5])
+
+
 def test_outcome_only_needs_no_verdict(make_action, make_trajectory):
     unscored = [(make_action("a", 0), None)]
     trajectories = [make_trajectory(unscored, outcome=1.0)]

@@ -7,19 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mappa_jax.config import KLConfig, ObjectiveConfig, PackingConfig
+from mappa_jax.config import ObjectiveConfig, PackingConfig
 from mappa_jax.learning import batch as batches
 from mappa_jax.learning import objective
 from mappa_jax.learning.packing import pack_rows
 from mappa_jax.models import hf
 from mappa_jax.models.decoder import Decoder, logits
 
-NO_KL = KLConfig(beta=0.0)
 
-
-def surrogate(
-    ratio, advantage, *, importance=1.0, reference=None, config=None, kl=NO_KL
-):
+def surrogate(ratio, advantage, *, importance=1.0, config=None):
     """(losses, clipped) of tokens with these ratios; old log-probability -2."""
     shape = batches.Shape(1, 1, 1, 1, PackingConfig(4, len(ratio), 1))
     one = jax.tree.map(lambda x: x[0, 0], batches.blank(shape))
@@ -28,10 +24,9 @@ def surrogate(
         old=np.full_like(logp, -2.0),
         advantage=np.asarray([advantage], np.float32),
         importance=np.full_like(logp, importance),
-        reference=logp if reference is None else np.asarray([reference], np.float32),
     )
     config = config or ObjectiveConfig(eps_low=0.2, eps_high=0.3)
-    loss, clipped = objective.surrogate(logp, one, config, kl)
+    loss, clipped = objective.surrogate(logp, one, config)
     return np.asarray(loss)[0], np.asarray(clipped)[0]
 
 
@@ -50,7 +45,7 @@ def test_a_clipped_token_has_no_gradient():
         shape = batches.Shape(1, 1, 1, 1, PackingConfig(4, 2, 1))
         one = jax.tree.map(lambda x: x[0, 0], batches.blank(shape))
         one = one.replace(advantage=np.ones((1, 2), np.float32))
-        return objective.surrogate(logp, one, ObjectiveConfig(), NO_KL)[0].sum()
+        return objective.surrogate(logp, one, ObjectiveConfig())[0].sum()
 
     grad = jax.grad(total)(jnp.log(jnp.asarray([[1.1, 1.3]])))
     np.testing.assert_allclose(grad, [[-1.1, 0.0]], rtol=1e-6)
@@ -61,18 +56,10 @@ def test_the_importance_weight_scales_the_surrogate():
     np.testing.assert_allclose(loss, [-0.5, 0.55], rtol=1e-6)
 
 
-def test_k3_in_the_loss():
+def test_k3_by_hand():
     """d = ref - new = 1, 0, -2: exp(d) - d - 1 = e - 2, 0, exp(-2) + 1."""
-    kl = KLConfig(beta=0.1, place="loss")
-    loss, _ = surrogate([1.0] * 3, [0.0] * 3, reference=[-1.0, -2.0, -4.0], kl=kl)
-    want = [0.1 * (np.e - 2), 0.0, 0.1 * (np.exp(-2) + 1)]
-    np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-7)
-
-
-def test_the_kl_in_the_reward_adds_nothing_to_the_loss():
-    kl = KLConfig(beta=0.1, place="reward")
-    loss, _ = surrogate([1.0], [1.0], reference=[3.0], kl=kl)
-    np.testing.assert_allclose(loss, [-1.0])
+    got = objective.k3(np.full(3, -2.0), np.asarray([-1.0, -2.0, -4.0]))
+    np.testing.assert_allclose(got, [np.e - 2, 0.0, np.exp(-2) + 1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [4, 256])

@@ -1,5 +1,6 @@
 """The compiled update against a plain one, and what it must leave alone."""
 
+import copy
 import dataclasses
 import functools
 
@@ -379,6 +380,61 @@ def test_both_places_of_the_kl_move_the_weights(bench, trajectories, kl):
     assert np.abs(metrics["kl"]).min() > 0
     moved = np.abs(after.trainable["embed"] - before.trainable["embed"])
     assert (moved.max((1, 2)) > 0).all()
+
+
+def test_beta_weighs_the_kl_in_the_loss_and_in_the_reward(bench, trajectories):
+    """Without it the two places are the same update; with it, no two are."""
+
+    def moved(kl, beta):
+        one = bench(kl=kl)
+        state = one.fresh()  # away from the reference, where k3 is flat
+        away = jax.tree.map(lambda p: p * 1.05, state.trainable)
+        state = state.replace(beta=jnp.full_like(state.beta, beta), trainable=away)
+        return one.step(one.pack(trajectories), state)[1].opt_state[1].mu["embed"]
+
+    none = moved("reward", 0.0)
+    np.testing.assert_allclose(moved("loss", 0.0), none, rtol=1e-4, atol=1e-7)
+    for kl in ("reward", "loss"):
+        gaps = [np.abs(moved(kl, beta) - none).max((1, 2)) for beta in (0.05, 0.1)]
+        assert (gaps[0] > 1e-5).all() and (gaps[1] > 1.5 * gaps[0]).all()
+
+
+def test_the_controller_of_beta_by_hand():
+    """KL twice the target, at it, a tenth below, and an agent without tokens."""
+    metrics = {
+        "kl": np.asarray([0.2, 0.1, 0.09, 0.0]),
+        "beta": np.full(4, 0.01),
+        "trained_tokens": np.asarray([5, 5, 5, 0]),
+    }
+    got = update.next_beta(metrics, KLConfig(target=0.1, rate=0.5))
+    np.testing.assert_allclose(got, [0.011, 0.01, 0.0095, 0.01], rtol=1e-6)
+
+
+def test_beta_follows_the_kl_from_one_iteration_to_the_next(bench, trajectories):
+    one = bench()
+    kl = KLConfig(beta=0.05, target=1e-3)
+    learner = copy.copy(one.learner)
+    learner._config = dataclasses.replace(one.config, kl=kl)
+    state = one.fresh()
+    packed = learner.assign_credit(state, one.frozen, one.pack(trajectories))
+    state, metrics = learner.update(state, one.frozen, packed)
+    np.testing.assert_allclose(metrics["beta"], 0.05)
+    np.testing.assert_allclose(state.beta, 0.05 * (1 + 0.1 * 0.2), rtol=1e-6)
+    state, metrics = learner.update(state, one.frozen, packed)  # the same placement
+    np.testing.assert_allclose(metrics["beta"], 0.051, rtol=1e-6)
+
+
+def test_epochs_go_over_the_batch_again(bench, trajectories):
+    one = bench()
+    learner = copy.copy(one.learner)
+    optimizer = dataclasses.replace(one.config.optimizer, epochs=3)
+    learner._config = dataclasses.replace(one.config, optimizer=optimizer)
+    packed = one.pack(trajectories, size=6)
+    state = one.fresh()
+    packed = learner.assign_credit(state, one.frozen, packed)
+    state, metrics = learner.update(state, one.frozen, packed)
+    np.testing.assert_array_equal(state.updates, [6, 6])
+    np.testing.assert_array_equal(metrics["trained_tokens"], [3 * 46, 3 * 38])
 
 
 def test_the_kl_in_the_loss_leaves_the_advantages_alone(bench, trajectories):
