@@ -123,7 +123,7 @@ def print_evaluations(console: Console, rows: dict[str, dict[str, Any]]) -> None
     table = Table(title="held-out problems (95% intervals over problems)")
     table.add_column("who")
     table.add_column("data")
-    for title in ("avg@k", "pass@k", "problems", "samples"):
+    for title in ("avg", "pass@k", "problems", "samples"):
         table.add_column(title, justify="right", no_wrap=True)
     for who, sources in rows.items():
         for source, row in sources.items():
@@ -131,7 +131,7 @@ def print_evaluations(console: Console, rows: dict[str, dict[str, Any]]) -> None
                 who,
                 source,
                 _interval(row, "avg"),
-                _interval(row, "pass") if "pass" in row else "-",
+                f"{_interval(row, 'pass')} k={row['k']}" if "pass" in row else "-",
                 str(row["problems"]),
                 str(row["samples"]),
             )

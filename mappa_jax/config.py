@@ -227,7 +227,8 @@ class EvalConfig:
     every: int = 0  # iterations between evaluations; 0: only where asked
     at_start: bool = False
     at_end: bool = False
-    samples: int = 4  # per problem
+    samples: int = 4  # per problem: the k of avg@k
+    pass_k: int = 0  # the k of pass@k, unbiased for k below `samples`; 0: `samples`
     temperature: float = 0.6
     bootstrap: int = 2000  # resamples of the 95% interval
 
@@ -422,3 +423,5 @@ def _check(config: Config) -> None:
     positive("checkpoint.every", config.checkpoint.every)
     positive("checkpoint.keep", config.checkpoint.keep)
     positive("eval.samples", config.eval.samples)
+    if not 0 <= config.eval.pass_k <= config.eval.samples:
+        refuse("eval.pass_k", f"must be in 0..eval.samples={config.eval.samples}")

@@ -11,7 +11,7 @@ from mappa_jax import records
 from mappa_jax.config import EvalConfig
 from mappa_jax.rollout import Stage, rollout
 from mappa_jax.statistics import scores_by_source, summarise
-from mappa_jax.types import Task, Trajectory
+from mappa_jax.types import Task
 
 
 async def evaluate(
@@ -41,7 +41,7 @@ async def evaluate(
 
     Returns:
       By source: avg, avg_low, avg_high, pass, pass_low, pass_high (95% intervals
-      bootstrapped over problems), problems, samples, failed (runs that ended early;
+      bootstrapped over problems), problems, samples, k (of pass@k), failed (runs that ended early;
       those that the team did not cause are in no average). A source without a graded
       run is absent.
     """
@@ -60,17 +60,15 @@ async def evaluate(
             path = records.evaluation_path(workdir, step, name)
             records.write_trajectories(path, rolled.trajectories)
             scores = scores_by_source(rolled.trajectories)
-            found = summarise(scores, config.samples, config.bootstrap, seed)
+            k = config.pass_k or config.samples
+            failed = sum(t.failure is not None for t in rolled.trajectories)
+            found = summarise(scores, k, config.bootstrap, seed)
             for summary in found.values():
-                out[source] = _flat(summary) | {"failed": _failed(rolled.trajectories)}
+                out[source] = _flat(summary) | {"k": k, "failed": failed}
     line = {"step": step, "label": label or "team", "sources": out}
     with (workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     return out
-
-
-def _failed(trajectories: Sequence[Trajectory]) -> int:
-    return sum(t.failure is not None for t in trajectories)
 
 
 def _flat(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -159,6 +159,7 @@ def test_a_whole_number_may_stand_for_a_float():
         ("checkpoint__every", 0),
         ("checkpoint__keep", 0),
         ("eval__samples", 0),
+        ("eval__pass_k", 5),
     ],
 )
 def test_an_impossible_value_is_named(key, value):

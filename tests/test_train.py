@@ -31,6 +31,7 @@ STEPS = 4
 SETTINGS = {
     "steps": STEPS,
     "eval.every": 2,
+    "eval.pass_k": 1,
     "checkpoint.every": 3,
     "checkpoint.best_metric": "eval/chain_sum/avg",
 }
@@ -237,6 +238,7 @@ def test_evaluation_is_recorded_and_reported(whole):
         found = row["sources"]["chain_sum"]
         assert (found["problems"], found["samples"], found["failed"]) == (2, 2 * 2, 0)
         assert found["avg_low"] <= found["avg"] <= found["avg_high"]
+        assert found["k"] == 1 and found["pass"] == found["avg"]  # no partial credit
     reported = [
         row["step"]
         for row in lines(whole.workdir / "metrics.jsonl")
