@@ -41,9 +41,9 @@ async def evaluate(
 
     Returns:
       By source: avg, avg_low, avg_high, pass, pass_low, pass_high (95% intervals
-      bootstrapped over problems), problems, samples, k (of pass@k), failed (runs that ended early;
-      those that the team did not cause are in no average). A source without a graded
-      run is absent.
+      bootstrapped over problems), problems, samples, k (of pass@k) and failed (runs
+      that ended early; those that the team did not cause are in no average). A source
+      without a graded run is absent.
     """
     out: dict[str, Any] = {}
     async with stage.engine.running(*weights):

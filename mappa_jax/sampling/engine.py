@@ -212,6 +212,7 @@ class Engine:
             driver.cancel()
             await asyncio.gather(driver, return_exceptions=True)
             self._weights = None
+            self._settle(asyncio.Future.cancel)
             self._pools.clear()
 
     async def generate(
@@ -277,10 +278,14 @@ class Engine:
 
     def _fail(self, error: Exception) -> None:
         self._error = error
+        self._settle(lambda future: future.set_exception(error))
+
+    def _settle(self, how: Callable[[asyncio.Future[Sample]], object]) -> None:
+        """Ends every request that is still open, so that nobody waits for ever."""
         for pool in self._pools.values():
             for row in [*pool.waiting, *pool.rows]:
                 if row is not None and not row.future.done():
-                    row.future.set_exception(error)
+                    how(row.future)
 
     def _admit(self, pool: _Pool) -> list[int]:
         """Moves waiting requests into free slots; returns the slots."""

@@ -246,6 +246,19 @@ async def test_a_request_after_the_driver_died_is_not_left_waiting(served):
             await asyncio.wait_for(engine.generate(*request()), timeout=5)
 
 
+async def test_what_is_open_when_the_engine_stops_is_cancelled(served):
+    async with served().running() as engine:
+        tasks = [
+            asyncio.create_task(engine.generate(*request(max_new=20)))
+            for _ in range(CONFIG.slots + 2)
+        ]
+        await asyncio.sleep(0)
+    done = await asyncio.wait_for(
+        asyncio.gather(*tasks, return_exceptions=True), timeout=60
+    )
+    assert all(isinstance(e, asyncio.CancelledError) for e in done)
+
+
 async def test_a_cancelled_request_frees_its_slot(served):
     async with served().running() as engine:
         tasks = [
