@@ -89,10 +89,6 @@ class Tokenizer:
         """Text without control tokens."""
         return self._hf.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def token_strings(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Each id's own spelling, control tokens included."""
-        return self._hf.convert_ids_to_tokens([int(i) for i in ids])
-
     def opens_thinking(self, prompt_ids: np.ndarray) -> bool:
         """Whether the chat template has already opened a thinking section."""
         tail = self._hf.decode([int(i) for i in prompt_ids[-8:]])
