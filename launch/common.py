@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ CACHE = "~/.cache/mappa_jax"
 KEYS = {"gemini": "GEMINI_API_KEY"}  # judge provider -> environment variable
 INTERRUPTED = 130
 REFUSED = 2
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit
 
 
 def prepare_environment() -> None:
@@ -78,9 +80,13 @@ def run_app(main: Callable[[list[str]], int | None]) -> None:
         sys.exit(INTERRUPTED)
     except Exception as e:
         error = _innermost(e)
-        if not isinstance(error, _expected()):
+        if isinstance(error, OSError) and error.errno in FULL:
+            said = _full_disk(error)
+        elif isinstance(error, _expected()):
+            said = str(error)
+        else:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(REFUSED)
 
 
@@ -112,6 +118,19 @@ def resolve_flag(value: Any) -> Any:
     except OSError as e:
         raise ConfigError(f"--config: {str(e).splitlines()[-1].strip()}") from e
     return resolve(value)
+
+
+def _full_disk(error: OSError) -> str:
+    """The error, the path and the remedy."""
+    from absl import flags
+
+    # A failed write, unlike a failed open, does not know its file.
+    given = flags.FLAGS.flag_values_dict()
+    path = error.filename or given.get("workdir") or given.get("cache_dir")
+    return (
+        f"{path}: {error.strerror}. What was saved before is whole; free some space "
+        "and run the same command again"
+    )
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -40,6 +40,9 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             best_fn=(lambda metrics: metrics[best]) if best else None,
             enable_async_checkpointing=True,
+            # Where the disk is too full for a folder, Orbax's threads would wait five
+            # minutes for it, and the process for them.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             create=True,
         )
         self._folder = folder
@@ -120,4 +123,12 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits as `wait` does, and lets go of the folder.
+
+        Raises:
+          CheckpointError: the save failed.
+        """
+        try:
+            self._manager.close()
+        except (OSError, ValueError) as e:
+            raise CheckpointError(self._advice(None, e)) from e

@@ -6,10 +6,14 @@ import json
 import math
 import os
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 
 class MetricsError(ValueError):
@@ -50,7 +54,7 @@ class MetricWriter:
 
     A line of metrics.jsonl is one object with `step` and the flattened metrics. JSON
     has no NaN: a number that is not finite is null there, and `non_finite` maps its
-    name to "nan", "inf" or "-inf". A line is on the disk when `write` returns.
+    name to "nan", "inf" or "-inf". A step is on the disk when `write` returns.
 
     Args:
       workdir: made where it is missing.
@@ -63,19 +67,20 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], resume_step: int):
-        import tensorboardX
-
         folder = pathlib.Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         truncate_from(self._path, resume_step)
         self._lines = self._path.open("a", encoding="utf-8")
-        self._events = tensorboardX.SummaryWriter(
-            str(folder / "tensorboard"),
-            purge_step=resume_step,
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        # Not a SummaryWriter: its thread dies of a full disk, and the next call hangs.
+        self._events = EventsWriter(
+            str(folder / "tensorboard" / "events"),
             # Files are named by the second; a quick restart must not write over one.
             filename_suffix=f".{resume_step:06d}",
         )
+        # TensorBoard hides what an earlier run has written from this step on.
+        self._write_event(resume_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Records one iteration.
@@ -83,6 +88,7 @@ class MetricWriter:
         Raises:
           TypeError: a metric is not one number.
           ValueError: a metric is called like one of our own fields.
+          OSError: the disk is full.
         """
         flat = flatten(metrics)
         for name in ("step", "non_finite"):
@@ -93,8 +99,11 @@ class MetricWriter:
         os.fsync(self._lines.fileno())
         for name, value in flat.items():
             if math.isfinite(value):
-                self._events.add_scalar(name, value, step)
+                self._write_event(step, summary=scalar(name, value))
         self._events.flush()
+
+    def _write_event(self, step: int, **what: Any) -> None:
+        self._events.write_event(Event(step=step, wall_time=time.time(), **what))
 
     def close(self) -> None:
         self._lines.close()

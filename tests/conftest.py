@@ -14,9 +14,12 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax
+import numpy as np
 import pytest
 
 from mappa_jax.config import MeshConfig
+from mappa_jax.models import hf
+from mappa_jax.models.config import ModelConfig, Rope
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"
@@ -30,6 +33,48 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 def cache() -> Path:
     """Where converted weights stay between test runs."""
     return CACHE
+
+
+@pytest.fixture(scope="session")
+def micro() -> ModelConfig:
+    """A model of a few thousand weights."""
+    return ModelConfig(
+        family="llama",
+        vocab_size=48,
+        d_model=16,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=4,
+        d_ff=24,
+        max_context=64,
+        rope=Rope(100.0),
+        rms_norm_eps=1e-5,
+        tie_embeddings=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def micro_folders(micro, tmp_path_factory) -> list[Path]:
+    """Two folders of different random weights of `micro`.
+
+    They are large enough for the tokens to be unequally likely.
+    """
+    folders = []
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        params = jax.tree.map(
+            lambda s, rng=rng: rng.normal(0, 0.3, s.shape).astype(np.float32),
+            hf.param_shapes(micro),
+        )
+        folders.append(tmp_path_factory.mktemp(f"micro{seed}"))
+        hf.save_params(params, micro, folders[-1])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def micro_folder(micro_folders) -> Path:
+    return micro_folders[0]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """metrics.jsonl stays valid, complete and in step with the run."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -113,3 +114,20 @@ def test_tensorboard_reads_the_scalars_of_a_resumed_run(tmp_path):
     events.Reload()
     scalars = events.Scalars("loss")
     assert [(s.step, s.value) for s in scalars] == [(s, s / 2) for s in range(5)]
+
+
+@pytest.mark.timeout(60)
+def test_a_disk_that_is_full_for_tensorboard_raises(tmp_path):
+    """It must not leave the caller waiting: the line in metrics.jsonl does fit."""
+    many = {f"metric_{i}": 0.5 for i in range(1000)}
+    writer = MetricWriter(tmp_path, resume_step=0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            writer.write(0, many)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    writer.close()
+    (row,) = _rows(tmp_path)
+    assert row == {"step": 0} | many

@@ -14,8 +14,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from mappa_jax.models.config import ModelError, from_hf, to_hf
-from mappa_jax.models.hf import save_tensors
+from mappa_jax.models.config import ModelConfig, ModelError, from_hf, to_hf
+from mappa_jax.models.hf import save_tensors, tensor_name
 
 QUANTISATIONS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
 
@@ -25,29 +25,26 @@ _ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
 }
+# A GGUF tensor, or its part of a layer -> our parameter; `hf` knows its name there.
 _TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output.weight": "lm_head.weight",
-    "output_norm.weight": "model.norm.weight",
+    "token_embd.weight": "embed",
+    "output.weight": "head",
+    "output_norm.weight": "final_norm/weight",
 }
 _PARTS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
+    "attn_q": "q",
+    "attn_k": "k",
+    "attn_v": "v",
+    "attn_output": "o",
+    "attn_q_norm": "q_norm",
+    "attn_k_norm": "k_norm",
+    "ffn_gate": "gate",
+    "ffn_up": "up",
+    "ffn_down": "down",
+    "attn_norm": "attn_norm",
+    "ffn_norm": "mlp_norm",
 }
-_NORMS = {"ffn_norm": "post_attention_layernorm"}
-_GEMMA_NORMS = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
+_POST_NORMS = {"post_attention_norm": "attn_out_norm", "post_ffw_norm": "mlp_out_norm"}
 
 
 def convert(path: Path, folder: Path) -> None:
@@ -65,10 +62,9 @@ def convert(path: Path, folder: Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _tokenizer(fields, path).save_pretrained(str(folder))
-    config = _config(fields, {t.name for t in reader.tensors})
-    save_tensors(_tensors(reader, config, arch, path), folder)
-    whole = to_hf(from_hf(config))
-    (folder / "config.json").write_text(json.dumps(whole, indent=1))
+    cfg = from_hf(_config(fields, {t.name for t in reader.tensors}))
+    save_tensors(_tensors(reader, cfg, path), folder)
+    (folder / "config.json").write_text(json.dumps(to_hf(cfg), indent=1))
 
 
 def _open(path: Path) -> gguf.GGUFReader:
@@ -126,10 +122,11 @@ def _config(fields: dict[str, Any], names: set[str]) -> dict[str, Any]:
 
 
 def _tensors(
-    reader: gguf.GGUFReader, config: dict[str, Any], arch: str, path: Path
+    reader: gguf.GGUFReader, cfg: ModelConfig, path: Path
 ) -> Iterator[tuple[str, np.ndarray]]:
-    fix = _fixes(config, arch)
-    parts = _PARTS | (_GEMMA_NORMS if arch == "gemma3" else _NORMS)
+    """Hugging Face's names and values, without what the converters did to them."""
+    fix = _fixes(cfg)
+    parts = _PARTS | (_POST_NORMS if cfg.post_norms else {})
     for tensor in reader.tensors:
         kind = tensor.tensor_type.name
         if kind not in QUANTISATIONS:
@@ -138,39 +135,39 @@ def _tensors(
             )
         value = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         if tensor.name in _TOP:
-            name = _TOP[tensor.name]
+            ours = _TOP[tensor.name]
+            name = tensor_name(cfg, ours)
         else:
             _, layer, part, leaf = tensor.name.split(".")
             if part not in parts:
                 raise ModelError(f"{path}: unknown tensor {tensor.name}")
-            name = f"model.layers.{layer}.{parts[part]}.{leaf}"
-        yield name, fix(name, value)
+            ours = parts[part]
+            name = tensor_name(cfg, f"layers/{ours}/{leaf}").format(layer)
+        yield name, fix(ours, value)
 
 
-def _fixes(
-    config: dict[str, Any], arch: str
-) -> Callable[[str, np.ndarray], np.ndarray]:
-    """Undoes what the GGUF converters do to the weights of an architecture."""
+def _fixes(cfg: ModelConfig) -> Callable[[str, np.ndarray], np.ndarray]:
+    """Undoes what the GGUF converters do to the weights of an architecture.
 
-    def llama(name: str, value: np.ndarray) -> np.ndarray:
+    Returns:
+      A function of our parameter's name and its value.
+    """
+    heads = {"q": cfg.n_heads, "k": cfg.n_kv_heads}
+
+    def llama(ours: str, value: np.ndarray) -> np.ndarray:
         # Rows of q and k were interleaved for another RoPE layout.
-        heads = {
-            "q_proj": config["num_attention_heads"],
-            "k_proj": config["num_key_value_heads"],
-        }.get(name.split(".")[-2])
-        if heads is None:
+        if ours not in heads:
             return value
-        rest = value.shape[1:]
-        paired = value.reshape(heads, -1, 2, *rest)
+        paired = value.reshape(heads[ours], -1, 2, *value.shape[1:])
         return paired.swapaxes(1, 2).reshape(value.shape)
 
-    def gemma3(name: str, value: np.ndarray) -> np.ndarray:
-        return value - 1.0 if name.endswith("norm.weight") else value
+    def gemma3(ours: str, value: np.ndarray) -> np.ndarray:
+        return value - 1.0 if "norm" in ours else value
 
     def same(_: str, value: np.ndarray) -> np.ndarray:
         return value
 
-    return {"llama": llama, "gemma3": gemma3}.get(arch, same)
+    return {"llama": llama, "gemma3": gemma3}.get(cfg.family, same)
 
 
 def _tokenizer(fields: dict[str, Any], path: Path) -> Any:

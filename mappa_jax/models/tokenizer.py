@@ -90,10 +90,6 @@ class Tokenizer:
         """Text without control tokens."""
         return self._hf.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def token_strings(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Each id's own spelling, control tokens included."""
-        return self._hf.convert_ids_to_tokens([int(i) for i in ids])
-
     def cut_middle(self, text: str, limit: int) -> str:
         """`text.cut_middle` to `limit` of this tokenizer's tokens."""
         found = self._hf(text, add_special_tokens=False, return_offsets_mapping=True)

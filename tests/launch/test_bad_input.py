@@ -2,11 +2,7 @@
 
 import asyncio
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,20 +13,6 @@ from mappa_jax.models import registry
 from mappa_jax.models.config import ModelError
 from mappa_jax.testing import Silent
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def launch(script, *arguments):
-    """A launch script as a person runs it."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / script), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
-        timeout=300,
-    )
-
 
 @pytest.mark.parametrize(
     ("override", "named"),
@@ -40,22 +22,21 @@ def launch(script, *arguments):
         ("--config.data.source=jsonl:no-such-file.jsonl", "no-such-file.jsonl"),
     ],
 )
-def test_a_wrong_override_is_one_clear_line(override, named, tmp_path):
-    config = f"--config={ROOT}/configs/tiny.py"
-    workdir = tmp_path / "run"
-    done = launch("train.py", config, f"--workdir={workdir}", override)
+def test_a_wrong_override_is_one_clear_line(launch, override, named, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    done = launch("train.py", "--config=configs/tiny.py", workdir, override)
     assert done.returncode in (1, 2)
     assert named in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_config_file_that_is_not_there_is_named(tmp_path):
+def test_a_config_file_that_is_not_there_is_named(launch, tmp_path):
     done = launch("train.py", "--config=no_such.py", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 2
     assert "no_such.py" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_evaluating_what_is_no_workdir_is_refused(tmp_path):
+def test_evaluating_what_is_no_workdir_is_refused(launch, tmp_path):
     done = launch("evaluate.py", f"--workdir={tmp_path}")
     assert done.returncode == 2
     assert "not a workdir" in done.stderr

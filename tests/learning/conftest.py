@@ -1,8 +1,7 @@
-"""A model of a few thousand weights, a team of two, and made-up trajectories."""
+"""A team of two of the micro model, and made-up trajectories."""
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,8 +16,6 @@ from mappa_jax.config import (
     OptimizerConfig,
     PackingConfig,
 )
-from mappa_jax.models import hf
-from mappa_jax.models.config import ModelConfig, Rope
 from mappa_jax.models.policy import Policy
 from mappa_jax.types import (
     Action,
@@ -31,40 +28,7 @@ from mappa_jax.types import (
     Verdict,
 )
 
-VOCAB = 48
-MICRO = ModelConfig(
-    family="llama",
-    vocab_size=VOCAB,
-    d_model=16,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=4,
-    d_ff=24,
-    max_context=64,
-    rope=Rope(100.0),
-    rms_norm_eps=1e-5,
-    tie_embeddings=True,
-)
 CALL = JudgeCall("scripted")
-
-
-@pytest.fixture(scope="session")
-def micro() -> ModelConfig:
-    return MICRO
-
-
-@pytest.fixture(scope="session")
-def micro_folder(tmp_path_factory):
-    """Random weights, large enough for the tokens to be unequally likely."""
-    folder = tmp_path_factory.mktemp("micro")
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda s: rng.normal(0, 0.3, s.shape).astype(np.float32),
-        hf.param_shapes(MICRO),
-    )
-    hf.save_params(params, MICRO, folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -92,10 +56,10 @@ def make_config():
 
 
 @pytest.fixture(scope="session")
-def make_policy():
+def make_policy(micro):
     def make(config: Config, **changes) -> Policy:
         policy = Policy(
-            cfg=MICRO,
+            cfg=micro,
             mode=config.mode,
             agents=len(config.agents),
             lora=config.lora,
@@ -107,27 +71,27 @@ def make_policy():
     return make
 
 
-def _make_action(agent="a", turn=0, prompt=3, new=2, seed=0, **changes) -> Action:
-    rng = np.random.default_rng((seed, prompt, new))
-    action = Action(
-        agent=agent,
-        turn=turn,
-        messages=(),
-        prompt_ids=rng.integers(0, VOCAB, prompt).astype(np.int32),
-        token_ids=rng.integers(0, VOCAB, new).astype(np.int32),
-        logprobs=rng.normal(-3.7, 0.4, new).astype(np.float32),
-        finish="stop",
-        text="",
-        content="",
-        temperature=1.0,
-    )
-    return dataclasses.replace(action, **changes)
-
-
 @pytest.fixture(scope="session")
-def make_action():
+def make_action(micro):
     """An action of random tokens: lengths `prompt` and `new`."""
-    return _make_action
+
+    def make(agent="a", turn=0, prompt=3, new=2, seed=0, **changes) -> Action:
+        rng = np.random.default_rng((seed, prompt, new))
+        action = Action(
+            agent=agent,
+            turn=turn,
+            messages=(),
+            prompt_ids=rng.integers(0, micro.vocab_size, prompt).astype(np.int32),
+            token_ids=rng.integers(0, micro.vocab_size, new).astype(np.int32),
+            logprobs=rng.normal(-3.7, 0.4, new).astype(np.float32),
+            finish="stop",
+            text="",
+            content="",
+            temperature=1.0,
+        )
+        return dataclasses.replace(action, **changes)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Damaged or unfitting model folders are refused, and the message says where."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,29 +9,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mappa_jax.models import hf
-from mappa_jax.models.config import ModelConfig, ModelError, Rope
+from mappa_jax.models.config import ModelError
 
-CFG = ModelConfig(
-    family="llama",
-    vocab_size=12,
-    d_model=8,
-    n_layers=2,
-    n_heads=2,
-    n_kv_heads=1,
-    head_dim=4,
-    d_ff=8,
-    max_context=16,
-    rope=Rope(100.0),
-    rms_norm_eps=1e-5,
-)
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 
 @pytest.fixture
-def folder(tmp_path):
-    params = jax.tree.map(lambda s: np.ones(s.shape, np.float32), hf.param_shapes(CFG))
-    hf.save_params(params, CFG, tmp_path)
-    return tmp_path
+def folder(micro_folder, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(micro_folder, tmp_path / "model")
 
 
 def rewrite(folder, change):
@@ -46,8 +33,8 @@ def refused(folder, message):
     assert str(folder) in str(caught.value)
 
 
-def test_a_whole_folder_is_read(folder):
-    assert hf.numpy_params(folder)[0] == CFG
+def test_a_whole_folder_is_read(folder, micro):
+    assert hf.numpy_params(folder)[0] == micro
 
 
 def test_a_missing_config(folder):
@@ -80,7 +67,7 @@ def test_an_unknown_tensor(folder):
 
 def test_a_tensor_of_another_shape(folder):
     rewrite(folder, lambda t: t.update({Q: np.zeros((8, 4), np.float32)}))
-    refused(folder, rf"{Q} has shape \[8, 4\], config.json asks for \[8, 8\]")
+    refused(folder, rf"{Q} has shape \[8, 4\], config.json asks for \[16, 16\]")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])

@@ -75,5 +75,7 @@ def test_fresh_configs_match_transformers(golden, name, seed, tmp_path):
         hidden, _ = Decoder(cfg).apply({"params": params}, *rows)
         return logits(params, cfg, hidden)
 
-    got = np.asarray(run(params, tokens, positions, np.ones_like(tokens)))
+    got = np.asarray(
+        run(params, tokens, positions, np.full_like(tokens, tokens.shape[1]))
+    )
     assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()

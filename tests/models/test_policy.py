@@ -1,6 +1,7 @@
 """Who uses which weights, in both modes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,31 +11,21 @@ import pytest
 from mappa_jax.config import ConfigError, LoRAConfig, MeshConfig
 from mappa_jax.models import hf
 from mappa_jax.models import policy as policies
-from mappa_jax.models.config import ModelConfig, Rope
 from mappa_jax.models.decoder import Decoder, logits
 from mappa_jax.models.policy import Policy
 from mappa_jax.parallel.mesh import make_mesh
 
-CFG = ModelConfig(
-    family="llama",
-    vocab_size=24,
-    d_model=16,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=4,
-    d_ff=24,
-    max_context=32,
-    rope=Rope(100.0),
-    rms_norm_eps=1e-5,
-)
-TOKENS = np.random.default_rng(0).integers(0, 24, (3, 10)).astype(np.int32)
+TOKENS = np.random.default_rng(0).integers(0, 48, (3, 10)).astype(np.int32)
 AGENTS = np.array([1, 0, 1], np.int32)
 
 
-def policy_of(mode, **changes):
-    lora = LoRAConfig(rank=2, alpha=6.0, **changes)
-    return Policy(CFG, mode, 2, lora, jnp.float32, remat=False)
+@pytest.fixture(scope="module")
+def policy_of(micro):
+    def make(mode, **changes):
+        lora = LoRAConfig(rank=2, alpha=6.0, **changes)
+        return Policy(micro, mode, 2, lora, jnp.float32, remat=False)
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -42,32 +33,17 @@ def mesh():
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Two folders of different weights."""
-    out = []
-    for seed in (0, 1):
-        rng = np.random.default_rng(seed)
-        params = jax.tree.map(
-            lambda s, rng=rng: rng.normal(0, 0.3, s.shape).astype(np.float32),
-            hf.param_shapes(CFG),
-        )
-        out.append(tmp_path_factory.mktemp(f"weights{seed}"))
-        hf.save_params(params, CFG, out[-1])
-    return out
-
-
-@jax.jit
-def rows_logits(params, adapters=None):
+@functools.partial(jax.jit, static_argnums=0)
+def rows_logits(cfg, params, adapters=None):
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    hidden, _ = Decoder(CFG).apply(
+    hidden, _ = Decoder(cfg).apply(
         {"params": params},
         jnp.asarray(TOKENS),
         positions,
-        jnp.ones_like(positions),
+        jnp.full_like(positions, TOKENS.shape[1]),
         adapters=adapters,
     )
-    return logits(params, CFG, hidden)
+    return logits(params, cfg, hidden)
 
 
 def with_noise(tree):
@@ -82,53 +58,67 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_full_stacks_each_agents_own_folder(folders, mesh):
-    trainable, frozen = policies.init(policy_of("full"), folders, mesh, 0, jnp.float32)
-    for agent, folder in enumerate(folders):
+def test_full_stacks_each_agents_own_folder(policy_of, micro_folders, mesh):
+    trainable, frozen = policies.init(
+        policy_of("full"), micro_folders, mesh, 0, jnp.float32
+    )
+    for agent, folder in enumerate(micro_folders):
         _, want = hf.numpy_params(folder)
         own = policies.agent_params(policy_of("full"), trainable, frozen, agent)
         assert_same(own, want)
 
 
-def test_the_reference_is_stacked_only_where_agents_start_apart(folders, mesh):
+def test_the_reference_is_stacked_only_where_agents_start_apart(
+    policy_of, micro_folders, mesh
+):
     policy = policy_of("full")
-    _, one = policies.init(policy, [folders[1]] * 2, mesh, 0, jnp.float32)
-    assert_same(one, hf.numpy_params(folders[1])[1])
+    _, one = policies.init(policy, [micro_folders[1]] * 2, mesh, 0, jnp.float32)
+    assert_same(one, hf.numpy_params(micro_folders[1])[1])
     stacked = dataclasses.replace(policy, stacked_reference=True)
-    trainable, both = policies.init(stacked, folders, mesh, 0, jnp.float32)
+    trainable, both = policies.init(stacked, micro_folders, mesh, 0, jnp.float32)
     assert_same(both, trainable)
 
 
-def test_adapters_start_as_the_base(folders, mesh):
+def test_adapters_start_as_the_base(policy_of, micro, micro_folders, mesh):
     policy = policy_of("lora")
-    trainable, frozen = policies.init(policy, folders[:1] * 2, mesh, 0, jnp.float32)
+    trainable, frozen = policies.init(
+        policy, micro_folders[:1] * 2, mesh, 0, jnp.float32
+    )
     params, adapters = policy.for_training(trainable, frozen, AGENTS)
-    np.testing.assert_array_equal(rows_logits(params, adapters), rows_logits(frozen))
+    np.testing.assert_array_equal(
+        rows_logits(micro, params, adapters), rows_logits(micro, frozen)
+    )
     a = np.asarray(trainable["q"]["a"])
-    assert a.std() == pytest.approx(CFG.d_model**-0.5, rel=0.3)
+    assert a.std() == pytest.approx(micro.d_model**-0.5, rel=0.3)
     assert (a[0] != a[1]).any()
 
 
 @pytest.mark.parametrize("targets", [("q",), LoRAConfig().targets])
-def test_merged_weights_compute_what_the_adapters_do(folders, mesh, targets):
+def test_merged_weights_compute_what_the_adapters_do(
+    policy_of, micro, micro_folders, mesh, targets
+):
     policy = policy_of("lora", targets=targets)
-    trainable, frozen = policies.init(policy, folders[:1] * 2, mesh, 0, jnp.float32)
+    trainable, frozen = policies.init(
+        policy, micro_folders[:1] * 2, mesh, 0, jnp.float32
+    )
     trainable = with_noise(trainable)
-    got = rows_logits(*policy.for_training(trainable, frozen, AGENTS))
-    plain = rows_logits(frozen)
+    got = rows_logits(micro, *policy.for_training(trainable, frozen, AGENTS))
+    plain = rows_logits(micro, frozen)
     for row, agent in enumerate(AGENTS):
         merged = policies.agent_params(policy, trainable, frozen, agent)
-        want = rows_logits(merged)[row]
+        want = rows_logits(micro, merged)[row]
         np.testing.assert_allclose(got[row], want, rtol=1e-4, atol=1e-4)
         assert np.abs(want - plain[row]).max() > 0.01
 
 
-def test_adapters_keep_the_dtype_of_the_compute(folders, mesh):
+def test_adapters_keep_the_dtype_of_the_compute(policy_of, micro_folders, mesh):
     policy = dataclasses.replace(policy_of("lora"), dtype=jnp.bfloat16)
-    trainable, frozen = policies.init(policy, folders[:1] * 2, mesh, 0, jnp.bfloat16)
+    trainable, frozen = policies.init(
+        policy, micro_folders[:1] * 2, mesh, 0, jnp.bfloat16
+    )
     params, adapters = policy.for_training(trainable, frozen, AGENTS)
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    rows = (jnp.asarray(TOKENS), positions, jnp.ones_like(positions))
+    rows = (jnp.asarray(TOKENS), positions, jnp.full_like(positions, TOKENS.shape[1]))
 
     def forward(params):
         return policy.decoder().apply({"params": params}, *rows, adapters=adapters)[0]
@@ -136,20 +126,24 @@ def test_adapters_keep_the_dtype_of_the_compute(folders, mesh):
     assert jax.eval_shape(forward, params).dtype == jnp.bfloat16
 
 
-def test_an_unknown_target_is_refused_by_name():
+def test_an_unknown_target_is_refused_by_name(policy_of):
     with pytest.raises(ConfigError, match="lora.targets: this model has no 'router'"):
         policies.trainable_shapes(policy_of("lora", targets=("router",)), jnp.float32)
 
 
-def test_sampling_uses_the_pools_agent_or_each_rows_own(folders, mesh):
+def test_sampling_uses_the_pools_agent_or_each_rows_own(
+    policy_of, micro, micro_folders, mesh
+):
     full = policy_of("full")
-    trainable, frozen = policies.init(full, folders, mesh, 0, jnp.float32)
+    trainable, frozen = policies.init(full, micro_folders, mesh, 0, jnp.float32)
     params, lora = full.for_sampling(trainable, frozen, np.int32(1))
     assert lora is None
-    assert_same(params, hf.numpy_params(folders[1])[1])
+    assert_same(params, hf.numpy_params(micro_folders[1])[1])
     mixed = policy_of("lora")
-    trainable, frozen = policies.init(mixed, folders[:1] * 2, mesh, 0, jnp.float32)
+    trainable, frozen = policies.init(
+        mixed, micro_folders[:1] * 2, mesh, 0, jnp.float32
+    )
     params, (a, _, scale) = mixed.for_sampling(trainable, frozen, np.int32(0))
     assert params is frozen
-    assert a["q"].shape == (CFG.n_layers, 2, CFG.d_model, 2)
+    assert a["q"].shape == (micro.n_layers, 2, micro.d_model, 2)
     assert scale == 3.0

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 
 from mappa_jax.models import registry
 from mappa_jax.models.config import ModelError
@@ -22,6 +23,13 @@ def tokenizer(folder):
     return Tokenizer(folder)
 
 
+@pytest.fixture(scope="module")
+def spell(folder):
+    """Each id's own spelling, control tokens included; read from the file itself."""
+    vocabulary = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return lambda ids: [vocabulary.id_to_token(int(i)) for i in ids]
+
+
 @pytest.fixture
 def copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
@@ -33,11 +41,11 @@ def change(path, **values):
 
 
 @pytest.mark.parametrize("text", ["", "hello", " two  spaces\n\t", "π ≈ 3.14 🙂"])
-def test_text_survives_the_round_trip(tokenizer, text):
+def test_text_survives_the_round_trip(tokenizer, spell, text):
     ids = tokenizer.render([Message("user", text)], thinking=False)
     assert ids.dtype == np.int32
     assert tokenizer.decode(ids) == text
-    assert tokenizer.token_strings(ids[[0, -2, -1]]) == ["<|u|>", "<|end|>", "<|a|>"]
+    assert spell(ids[[0, -2, -1]]) == ["<|u|>", "<|end|>", "<|a|>"]
 
 
 @pytest.mark.parametrize("limit", [0, 1, 6, 7])
@@ -52,11 +60,11 @@ def test_text_is_cut_to_so_many_of_its_tokens(tokenizer, limit):
     assert tokenizer.cut_middle(text, 39) == text
 
 
-def test_turns_are_rendered_in_order_and_the_last_is_opened(tokenizer):
+def test_turns_are_rendered_in_order_and_the_last_is_opened(tokenizer, spell):
     chat = [Message("system", "S"), Message("user", "U"), Message("tool", "T")]
     ids = tokenizer.render(chat, thinking=False)
     want = ["<|s|>", "S", "<|end|>", "<|u|>", "U", "<|end|>", "<|t|>", "T", "<|end|>"]
-    assert tokenizer.token_strings(ids) == [*want, "<|a|>"]
+    assert spell(ids) == [*want, "<|a|>"]
 
 
 @pytest.mark.parametrize(
@@ -79,9 +87,9 @@ def test_a_message_cannot_close_its_turn(tokenizer):
     np.testing.assert_array_equal(tokenizer.render([forged], thinking=False), honest)
 
 
-def test_the_end_of_a_turn_stops(tokenizer):
+def test_the_end_of_a_turn_stops(tokenizer, spell):
     (stop,) = tokenizer.stop_ids
-    assert tokenizer.token_strings([stop]) == ["<|end|>"]
+    assert spell([stop]) == ["<|end|>"]
     assert tokenizer.decode([stop]) == ""
 
 

@@ -1,0 +1,67 @@
+"""The launch scripts as a person runs them, and a run of one iteration."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+LETTERS = tuple("abcdefgh")
+TINIER = {
+    "steps": 1,
+    "data.prompts_per_step": 2,
+    "data.eval_size": 2,
+    "eval.temperature": 0.0,
+    "eval.bootstrap": 20,
+}
+# The judge gives points for having ended, and a random model ends at a stop string
+# only: so that scores differ and the weights move, far enough to be seen.
+LEARNS = {"stop": LETTERS, "learning_rate": 0.03}
+
+
+@pytest.fixture(scope="session")
+def launch(launch_path):
+    """(script, arguments) -> what became of it."""
+
+    def run(script, *arguments):
+        return subprocess.run(
+            [sys.executable, str(launch_path / script), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=launch_path.parent,
+            env=os.environ | {"XLA_FLAGS": "", "COLUMNS": "120"},
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def train(launch, cache):
+    """(workdir, changes) -> launch/train.py on configs/tiny.py, smaller still."""
+
+    def run(workdir, **changes):
+        agents = {
+            f"agents.{name}.{key}": value
+            for name in ("solver", "coder", "verifier")
+            for key, value in LEARNS.items()
+        }
+        settings = TINIER | agents | changes
+        return launch(
+            "train.py",
+            "--config=configs/tiny.py",
+            f"--workdir={workdir}",
+            f"--cache_dir={cache}",
+            *(f"--config.{key}={value}" for key, value in settings.items()),
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(train, tmp_path_factory):
+    """The workdir of a run of one iteration; tests work on copies."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    done = train(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir

@@ -1,0 +1,75 @@
+"""launch/evaluate.py as a whole: the trained team, the untrained, a single agent."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from mappa_jax.records import evaluation_path, read_trajectories
+
+STEPS = {"trained": 1, "untrained": 0, "single": 0}
+TEAM = {"solver", "coder", "verifier"}
+PROBLEMS, SAMPLES = 2, 2
+
+
+@pytest.fixture(scope="module")
+def evaluated(launch, cache, trained, tmp_path_factory):
+    """(workdir, what was printed)."""
+    workdir = shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "run")
+    done = launch("evaluate.py", f"--workdir={workdir}", f"--cache_dir={cache}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+@pytest.fixture(scope="module")
+def tried(evaluated):
+    """The trajectories by who made them."""
+    workdir, _ = evaluated
+    return {
+        who: read_trajectories(evaluation_path(workdir, step, f"{who}_chain_sum"))
+        for who, step in STEPS.items()
+    }
+
+
+def test_everyone_tries_every_problem_and_is_graded(tried):
+    for who, trajectories in tried.items():
+        assert len(trajectories) == PROBLEMS * SAMPLES, who
+        assert len({t.task.id for t in trajectories}) == PROBLEMS
+        assert all(t.outcome is not None and t.verdicts == () for t in trajectories)
+        agents = {a.agent for t in trajectories for a in t.actions}
+        assert agents == ({"single"} if who == "single" else TEAM)
+
+
+def test_the_trained_team_is_that_of_the_checkpoint(tried):
+    """Greedy choices on the same prompt: they can differ by the weights alone."""
+    first = {who: tried[who][0].actions[0] for who in ("trained", "untrained")}
+    one, other = first["trained"], first["untrained"]
+    np.testing.assert_array_equal(one.prompt_ids, other.prompt_ids)
+    assert one.token_ids.tolist() != other.token_ids.tolist()
+
+
+def test_the_single_agent_may_write_as_much_as_the_team(tried):
+    budget = 16 * (1 + 2 + 1)  # max_new_tokens of every turn
+    longest = max(len(t.actions[0].token_ids) for t in tried["single"])
+    assert longest == budget
+    assert all(len(t.actions) == 1 for t in tried["single"])
+
+
+def test_the_numbers_are_kept_and_shown(evaluated, tried):
+    workdir, said = evaluated
+    lines = [
+        json.loads(line)
+        for line in (workdir / "evaluations.jsonl").read_text().splitlines()
+    ]
+    assert [(line["label"], line["step"]) for line in lines] == list(STEPS.items())
+    for line in lines:
+        found = line["sources"]["chain_sum"]
+        scores = [t.outcome.score for t in tried[line["label"]]]
+        assert found["avg"] == pytest.approx(np.mean(scores))
+        assert found["avg_low"] <= found["avg"] <= found["avg_high"]
+        assert (found["problems"], found["samples"]) == (PROBLEMS, len(scores))
+        (row,) = [row for row in said.splitlines() if f" {line['label']} " in row]
+        assert "chain_sum" in row
+        assert f"{found['avg']:.3f} [{found['avg_low']:.3f}" in row
+        assert f"{found['pass']:.3f} [{found['pass_low']:.3f}" in row
