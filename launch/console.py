@@ -119,24 +119,21 @@ def print_summary(console: Console, line: dict[str, Any], workdir: Path) -> None
 
 
 def print_evaluations(console: Console, rows: dict[str, dict[str, Any]]) -> None:
-    """A row per team and data set, with 95% intervals over problems."""
-    table = Table(title="held-out problems (95% intervals over problems)")
-    table.add_column("who")
-    table.add_column("data")
-    for title in ("avg", "pass@k", "problems", "samples"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for who, sources in rows.items():
-        for source, row in sources.items():
-            table.add_row(
-                who,
-                source,
-                _interval(row, "avg"),
-                f"{_interval(row, 'pass')} k={row['k']}" if "pass" in row else "-",
-                str(row["problems"]),
-                str(row["samples"]),
-            )
-    console.print(table)
+    """A table per data set, a row per team, with 95% intervals over problems."""
+    for source in dict.fromkeys(s for sources in rows.values() for s in sources):
+        table = Table(title=f"held-out problems of {source} (95% intervals)")
+        table.add_column("who", no_wrap=True)
+        for title in ("avg", "pass@k", "problems", "failed"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for who, sources in rows.items():
+            if (row := sources.get(source)) is not None:
+                passed = (
+                    f"{_interval(row, 'pass')} k={row['k']}" if "pass" in row else "-"
+                )
+                numbers = (f"{row[k]:.0f}" for k in ("problems", "failed"))
+                table.add_row(who, _interval(row, "avg"), passed, *numbers)
+        console.print(table)
 
 
 def _interval(row: dict[str, float], name: str) -> str:
-    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
