@@ -1,0 +1,94 @@
+"""What it saves to hold shared prefixes once: a recorded batch updated both ways.
+
+python benchmarks/shared_prefixes.py --workdir=runs/quickstart --step=1
+
+Alternates the two; seconds are medians, the ratio is the median of the pairs'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "launch"))
+
+import common  # noqa: E402
+
+common.prepare_environment()
+
+from absl import flags  # noqa: E402
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run.")
+_STEP = flags.DEFINE_integer("step", 1, "The iteration whose batch is taken.")
+_PAIRS = flags.DEFINE_integer("pairs", 3, "Times that the two are compared.")
+flags.mark_flags_as_required(["workdir"])
+
+
+def measure(workdir: Path, step: int, pairs: int) -> dict[str, Any]:
+    """Tokens that are computed, and seconds of credit and update together."""
+    import numpy as np
+
+    from mappa_jax import assemble as parts
+    from mappa_jax import records
+    from mappa_jax.learning import batch as batches
+    from mappa_jax.learning.update import Learner, init_state
+
+    config = parts.seat_agents(common.read_config(workdir))
+    cache = Path(common.CACHE).expanduser()
+    parts.enable_compilation_cache(cache / "xla")
+    models = parts.load_models(config, cache)
+    trainable, frozen = models.init_weights(config)
+    state = init_state(trainable, config, models.mesh)
+    learner = Learner(models.policy, config, models.mesh)
+    learner.warm_up(state, frozen)
+    trajectories = records.read_trajectories(records.training_path(workdir, step))
+
+    def pack(share: bool) -> batches.Packed:
+        packing = dataclasses.replace(config.packing, share_prefixes=share)
+        return batches.pack(
+            trajectories,
+            list(config.agents),
+            dataclasses.replace(learner.shape, packing=packing),
+            reward=config.reward,
+            objective=config.objective,
+            actions_per_update=config.optimizer.actions_per_update,
+            rng=np.random.default_rng(0),
+        )
+
+    packed = {share: pack(share) for share in (True, False)}
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(pairs):
+        for share, rows in packed.items():
+            start = time.perf_counter()
+            filled = learner.assign_credit(state, frozen, rows)
+            state, _ = learner.update(state, frozen, filled)
+            seconds[share].append(time.perf_counter() - start)
+    tokens = {
+        share: int(sum((part.batch.ends > 0).sum() for part in rows.minibatches))
+        for share, rows in packed.items()
+    }
+    ratios = [b / a for a, b in zip(seconds[True], seconds[False], strict=True)]
+    return {
+        "tokens": {"shared": tokens[True], "apart": tokens[False]},
+        "seconds": {
+            "shared": round(statistics.median(seconds[True]), 1),
+            "apart": round(statistics.median(seconds[False]), 1),
+        },
+        "ratio": round(statistics.median(ratios), 2),
+    }
+
+
+def main(argv: list[str]) -> None:
+    common.begin(argv)
+    found = measure(Path(_WORKDIR.value), _STEP.value, _PAIRS.value)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    common.run_app(main)
