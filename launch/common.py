@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 CACHE = "~/.cache/mappa_jax"
-KEYS = {"gemini": "GEMINI_API_KEY"}  # judge provider -> environment variable
+# judge provider -> environment variable
+KEYS = {"gemini": "GEMINI_API_KEY", "openai": "OPENAI_API_KEY"}
+# What may differ when a run goes on: how far, and how its judge is called, but nothing
+# that an answer depends on.
+CHANGEABLE = (
+    "steps",
+    *("judge.budget", "judge.concurrency", "judge.rpm", "judge.tpm", "judge.hedge"),
+    *("judge.deadline_s", "judge.outage_s", "judge.max_missing", "judge.prices"),
+)
 INTERRUPTED = 130
 REFUSED = 2
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit
@@ -47,22 +55,9 @@ def _keep_freed_memory() -> None:
         libc.mallopt(mmap_max, 0)
 
 
-def api_key(provider: str) -> str | None:
-    """The judge's key, from the environment and nowhere else.
-
-    Raises:
-      ConfigError: the provider needs one and it is not set.
-    """
-    from mappa_jax.config import ConfigError
-
-    if (name := KEYS.get(provider)) is None:
-        return None
-    if not os.environ.get(name):
-        raise ConfigError(
-            f"judge.provider={provider!r} needs its key in the environment variable "
-            f"{name}; or set judge.provider='rubric'"
-        )
-    return os.environ[name]
+def api_keys() -> dict[str, str | None]:
+    """The judges' keys by provider, from the environment and nowhere else."""
+    return {provider: os.environ.get(name) for provider, name in KEYS.items()}
 
 
 def run_app(main: Callable[[list[str]], int | None]) -> None:
@@ -212,8 +207,9 @@ def claim_workdir(workdir: Path, config: Any) -> None:
             raise configs.ConfigError(
                 f"{workdir} holds a run of another config: "
                 + "; ".join(different[:5])
-                + ". Use another --workdir, or the config of that run (only `steps` "
-                "may be changed)"
+                + ". Use another --workdir, or the config of that run (only "
+                + ", ".join(CHANGEABLE)
+                + " may be changed)"
             )
     workdir.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -238,12 +234,40 @@ def read_config(workdir: Path) -> Any:
         raise configs.ConfigError(f"{path}: line {e.lineno}: {e.msg}") from e
 
 
+def read_training(workdir: Path, steps: str) -> list[Any]:
+    """The recorded trajectories of a run's iterations.
+
+    Args:
+      workdir: of the run.
+      steps: "first:last", both included, or "" for all.
+
+    Raises:
+      ConfigError: there are none, or `steps` is not of that form.
+    """
+    from mappa_jax import records
+    from mappa_jax.config import ConfigError
+
+    first, _, last = steps.partition(":")
+    if steps and not (first.isdecimal() and (last.isdecimal() or not last)):
+        raise ConfigError(f"--steps={steps}: expected first:last, for example 1:20")
+    low, high = int(first or 0), int(last or first or 10**9)
+    out = []
+    for path in sorted((workdir / "trajectories").glob("step_*.jsonl")):
+        if low <= int(path.stem.removeprefix("step_")) <= high:
+            out += records.read_trajectories(path)
+    if not out:
+        raise ConfigError(
+            f"{workdir}: no trajectories of iterations {steps or 'at all'}"
+        )
+    return out
+
+
 def _differences(theirs: Any, mine: Any, path: str = "") -> list[str]:
     if isinstance(theirs, dict) and isinstance(mine, dict):
         rows = []
         for key in sorted({*theirs, *mine}):
-            if path or key != "steps":
-                below = f"{path}.{key}" if path else key
+            below = f"{path}.{key}" if path else key
+            if below not in CHANGEABLE:
                 rows += _differences(theirs.get(key), mine.get(key), below)
         return rows
     return [] if theirs == mine else [f"{path} was {theirs!r}, is {mine!r}"]

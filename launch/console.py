@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from mappa_jax.judges import Meter
 
 AGENT_COLUMNS = (
     ("actions", "actions", "{:.0f}"),
@@ -26,17 +34,40 @@ AGENT_COLUMNS = (
 PHASES = ("rollout", "judge_exposed", "credit", "update")
 
 
+class _JudgeColumn(ProgressColumn):
+    """The judge's calls under way and what it has cost so far."""
+
+    max_refresh = 0.5
+
+    def __init__(self):
+        super().__init__()
+        self.meter: Callable[[], Meter] | None = None
+
+    def render(self, task: Task) -> Text:
+        meter = self.meter() if self.meter else None
+        if meter is None or not (meter.calls or meter.in_flight):
+            return Text("")
+        said = f"judge: {meter.in_flight} in flight, {meter.calls} calls"
+        said += f", ${meter.usd:.3f}" if meter.usd else ""
+        if meter.down_since is not None:
+            seconds = time.monotonic() - meter.down_since
+            said += f"; DOWN for {seconds:.0f} s, waiting"
+        return Text(said)
+
+
 class ConsoleProgress:
     """A bar per phase and a line per iteration (`train.Progress`)."""
 
     def __init__(self, steps: int):
         self._steps = steps
         self.console = Console()
+        self._judge = _JudgeColumn()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            self._judge,
             console=self.console,
             transient=True,
         )
@@ -58,13 +89,19 @@ class ConsoleProgress:
     def advance(self) -> None:
         self._bar.advance(self._task)
 
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def watch(self, meter: Callable[[], Meter]) -> None:
+        self._judge.meter = meter
+
     def finish(self, step: int, metrics: dict[str, Any]) -> None:
         scores = "  ".join(
             f"{name} {_show('{:.2f}', row['score'])}"
             for name, row in metrics["agents"].items()
         )
         seconds = metrics["seconds"]
-        total = sum(seconds[p] for p in ("rollout", "credit", "update"))
+        total = sum(seconds[p] for p in PHASES)
         self.console.print(
             f"iteration {step}/{self._steps}: mean score {scores}  "
             f"success {_show('{:.2f}', metrics['team']['success'])}  ({total:.0f} s)"

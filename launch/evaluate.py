@@ -92,7 +92,7 @@ async def _evaluate_one(name, config, workdir, cache, progress, tasks):
 
     config = parts.seat_agents(config)
     models = parts.load_models(config, cache)
-    async with stages(config, models, judged=False) as (_, stage):
+    async with stages(config, models, cache, workdir=None) as (_, stage):
         weights = models.init_weights(config)
         step = 0
         if name == "trained":

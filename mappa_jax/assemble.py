@@ -8,13 +8,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from mappa_jax.config import Config, ConfigError
+from mappa_jax.config import Config, ConfigError, JudgeConfig
+from mappa_jax.judges.local import SCORES, PromptTooLong, Scorer
 from mappa_jax.models import hf, policy, registry
 from mappa_jax.models.config import ModelConfig, ModelError
 from mappa_jax.models.tokenizer import Tokenizer
 from mappa_jax.parallel import mesh as meshlib
+from mappa_jax.sampling.choice import ChoiceScorer
 from mappa_jax.sampling.engine import Engine
 from mappa_jax.sampling.team import Seat
 from mappa_jax.types import Message
@@ -143,6 +146,33 @@ def make_engine(config: Config, models: Models) -> Engine:
         seed=config.seed,
         stop_ids=len(models.tokenizer.stop_ids),
     )
+
+
+def make_scorer(model: str, cache: Path, config: JudgeConfig) -> Scorer:
+    """A local judge: `model`'s probabilities of the answers "0" to "10".
+
+    Raises:
+      ModelError: weights or tokenizer cannot be had or used.
+    """
+    folder = registry.resolve(model, cache)
+    cfg, tokenizer = hf.read_config(folder), Tokenizer(folder)
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = hf.param_shapes(cfg, jnp.float32)
+    placed = jax.tree.map(lambda _: where, shapes)
+    params = hf.load_params(folder, cfg, placed, jnp.float32)
+    answers = [[*tokenizer.encode(str(n)), tokenizer.stop_ids[0]] for n in SCORES]
+    # The prompt's fields, its template, and the answers.
+    longest = min(cfg.max_context, config.prompt_tokens + 2048)
+    buckets = [b for b in (1024, 4096, 16384) if b < longest] + [longest]
+    chances = ChoiceScorer(cfg, params, answers, buckets)
+
+    def score(text: str) -> tuple[np.ndarray, int]:
+        prompt = tokenizer.render([Message("user", text)], thinking=False)
+        if len(prompt) > chances.room:
+            raise PromptTooLong(f"{len(prompt)} tokens, but {chances.room} fit")
+        return chances(prompt), len(prompt)
+
+    return score
 
 
 def make_seats(

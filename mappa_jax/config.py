@@ -77,18 +77,57 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeConfig:
-    """Who scores the actions, and what it is shown."""
+class BudgetConfig:
+    """Caps on what the judge may cost in the whole run; 0: none."""
 
-    provider: Literal["rubric", "gemini"] = "rubric"
+    usd: float = 0.0
+    tokens: int = 0
+    calls: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class MemberConfig:
+    """One judge of an ensemble; what is not said here is as in `judge`."""
+
+    provider: Literal["rubric", "gemini", "openai", "local"] = "rubric"
+    model: str = ""
+    base_url: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """Who scores the actions, what it is shown, and what it may cost."""
+
+    provider: Literal["rubric", "gemini", "openai", "local", "ensemble"] = "rubric"
     model: str = "gemini-2.5-flash"
     base_url: str = ""  # "": the provider's own endpoint
+    vertex_project: str = ""  # gemini: through Vertex AI, in this Google Cloud project
+    vertex_location: str = "global"
+    thinking_tokens: int = -1  # at most so many; 0: none, -1: as the model sees fit
+    # openai: the server has JSON schemas ("auto": try), or writes free text.
+    form: Literal["auto", "schema", "fenced"] = "auto"
+    members: Mapping[str, MemberConfig] = dataclasses.field(default_factory=dict)
+    combine: Literal["mean", "median"] = "mean"  # ensemble: of the members' scores
     show_reference: Literal["never", "last", "all"] = "last"
-    concurrency: int = 32
-    deadline_s: float = 120.0  # per action, retries included
-    max_output_tokens: int = 2048
+    prompts: str = ""  # a folder with templates of your own; "": the package's
     field_tokens: int = 4096  # longest field shown, in about-tokens of 4 characters
+    prompt_tokens: int = 16384  # likewise all fields together
+    max_output_tokens: int = 4096  # per answer, thinking included
+    concurrency: int = 32
+    rpm: int = 0  # requests a minute; 0: no limit
+    tpm: int = 0  # tokens a minute, answers included; 0: no limit
+    deadline_s: float = 120.0  # per action, retries and pauses included
+    outage_s: float = 900.0  # a provider that is down is waited for so long
+    hedge: float = 0.0  # this share of calls, the slowest, is asked twice; 0: none
     max_missing: float = 0.1  # share of a batch above which it is not trained on
+    duplicates: float = 0.0  # share of actions that are judged twice, for agreement
+    anchors: int = 0  # so many of the first iteration's actions are judged again ...
+    anchor_every: int = 10  # ... every so many iterations, to see the judge drift
+    debias: bool = False  # take an agent's mean offset per kind of task off its rewards
+    forecast: int = 2  # trajectories tried before a paid run, to say what it will cost
+    prices: str = ""  # a price table of your own; "": the package's
+    budget: BudgetConfig = BudgetConfig()
+    replay: str = ""  # a judge_ledger.jsonl: its verdicts again, without a network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +289,9 @@ class Config:
     agents: Mapping[str, AgentConfig]
     seed: int = 0
     steps: int = 4
+    # 1: the next batch is sampled while the last one's verdicts are awaited, with the
+    # weights before its update (a resumed run then samples with those after it).
+    staleness: int = 0
     mode: Literal["full", "lora"] = "full"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute
     param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -399,6 +441,30 @@ def _check(config: Config) -> None:
     positive("packing.rows", config.packing.rows)
     positive("judge.concurrency", config.judge.concurrency)
     positive("judge.deadline_s", config.judge.deadline_s)
+    positive("judge.outage_s", config.judge.outage_s)
+    for key in ("field_tokens", "prompt_tokens", "max_output_tokens"):
+        positive(f"judge.{key}", getattr(config.judge, key))
+    if config.staleness not in (0, 1):
+        refuse("staleness", "must be 0 or 1")
+    if config.staleness and config.objective.old_logprobs != "recompute":
+        refuse("staleness", "needs objective.old_logprobs='recompute'")
+    for key in ("duplicates", "max_missing"):
+        if not 0 <= getattr(config.judge, key) <= 1:
+            refuse(f"judge.{key}", "must be in 0..1")
+    for key in ("anchors", "forecast"):
+        if getattr(config.judge, key) < 0:
+            refuse(f"judge.{key}", "must not be negative; 0 is off")
+    positive("judge.anchor_every", config.judge.anchor_every)
+    for key in ("rpm", "tpm"):
+        if getattr(config.judge, key) < 0:
+            refuse(f"judge.{key}", "must not be negative; 0 is no limit")
+    if not 0 <= config.judge.hedge <= 0.5:
+        refuse("judge.hedge", "must be in 0..0.5")
+    for key, cap in dataclasses.asdict(config.judge.budget).items():
+        if cap < 0:
+            refuse(f"judge.budget.{key}", "must not be negative; 0 is no cap")
+    if (config.judge.provider == "ensemble") != bool(config.judge.members):
+        refuse("judge.members", "name the judges of judge.provider='ensemble' here")
     positive("sandbox.workers", config.sandbox.workers)
     longest = max(agent.max_new_tokens for agent in config.agents.values())
     if config.packing.row_action_tokens < longest:
@@ -412,8 +478,6 @@ def _check(config: Config) -> None:
         refuse("sampler.context", "must be a multiple of sampler.cache_block")
     if context < config.sampler.prompt_buckets[-1]:
         refuse("sampler.context", "must be at least the last of sampler.prompt_buckets")
-    if not 0 <= config.judge.max_missing <= 1:
-        refuse("judge.max_missing", "must be in 0..1")
     if config.mode == "lora":
         if config.mesh.agent != 1:
             refuse("mesh.agent", 'must be 1 with mode="lora": agents share one base')

@@ -48,7 +48,7 @@ async def evaluate(
     out: dict[str, Any] = {}
     async with stage.engine.running(*weights):
         for source, problems in tasks.items():
-            rolled = await rollout(
+            rolling = await rollout(
                 stage,
                 problems,
                 samples=config.samples,
@@ -56,6 +56,7 @@ async def evaluate(
                 evaluation=True,
                 on_done=on_done,
             )
+            rolled = await rolling.close()
             name = f"{label}_{source}" if label else source
             path = records.evaluation_path(workdir, step, name)
             records.write_trajectories(path, rolled.trajectories)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from mappa_jax.judges.base import Judge
 from mappa_jax.sampling.engine import Engine, PromptTooLong
 from mappa_jax.sampling.team import Address, EpisodeTeam, Seat
 from mappa_jax.types import (
@@ -23,6 +25,7 @@ from mappa_jax.types import (
     Missing,
     MissingReason,
     Outcome,
+    Role,
     Task,
     ToolFault,
     Trajectory,
@@ -31,12 +34,6 @@ from mappa_jax.types import (
 from mappa_jax.workflows.base import Brief, Tools, Workflow
 
 log = logging.getLogger(__name__)
-
-
-class Judge(Protocol):
-    """Scores one action; never raises for a fault of the outside world."""
-
-    async def score(self, request: JudgeRequest) -> Verdict | Missing: ...
 
 
 class Grader(Protocol):
@@ -49,7 +46,8 @@ class Grader(Protocol):
 class Stage:
     """Everything that a rollout needs and that outlives it.
 
-    `judge` is None where actions are not scored (evaluation).
+    `judge` is None where actions are not scored (evaluation); `duplicates` is the share
+    of actions that it scores twice.
     """
 
     workflow: Workflow
@@ -60,14 +58,50 @@ class Stage:
     judge: Judge | None
     grader: Grader
     show_reference: str
+    duplicates: float = 0.0
+
+
+Pending = list[asyncio.Task[Verdict | Missing]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rolled:
+    """A rollout whose verdicts may still be on their way, in the order of the tasks."""
+
+    episodes: tuple[tuple[Trajectory, Pending], ...]
+    seconds: float
+
+    async def close(self) -> Rollout:
+        """Waits for the verdicts."""
+        start = time.perf_counter()
+        trajectories = [await _closed(*episode) for episode in self.episodes]
+        exposed = time.perf_counter() - start
+        return Rollout(
+            tuple(trajectories),
+            self.seconds,
+            exposed,
+            sum(
+                a.observation.seconds
+                for t in trajectories
+                for a in t.actions
+                if a.observation is not None
+            ),
+        )
+
+    def cancel(self) -> None:
+        """Gives the verdicts up."""
+        for _, judging in self.episodes:
+            for verdict in judging:
+                verdict.cancel()
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
     """Trajectories in the order of (task, sample), and what the phases took.
 
-    `sandbox_seconds` is the sum over programs; `judge_exposed_seconds` is how long
-    the batch waited for verdicts after its last trajectory had ended.
+    `seconds` is until the last trajectory had ended, `judge_exposed_seconds` how long
+    the batch was waited for from when it was closed, `sandbox_seconds` the sum over
+    programs.
     """
 
     trajectories: tuple[Trajectory, ...]
@@ -84,7 +118,7 @@ async def rollout(
     step: int,
     evaluation: bool,
     on_done: Callable[[], None],
-) -> Rollout:
+) -> Rolled:
     """Runs every task `samples` times, all in flight together.
 
     Args:
@@ -99,20 +133,8 @@ async def rollout(
     addresses = _addresses(tasks, samples, step, evaluation)
     async with asyncio.TaskGroup() as group:
         runs = [group.create_task(_episode(stage, a, on_done)) for a in addresses]
-    ran = time.perf_counter()
-    trajectories = [await _closed(*run.result()) for run in runs]
-    end = time.perf_counter()
-    return Rollout(
-        tuple(trajectories),
-        end - start,
-        end - ran,
-        sum(
-            a.observation.seconds
-            for t in trajectories
-            for a in t.actions
-            if a.observation is not None
-        ),
-    )
+    episodes = tuple(run.result() for run in runs)
+    return Rolled(episodes, time.perf_counter() - start)
 
 
 def _addresses(
@@ -129,9 +151,6 @@ def _addresses(
     return addresses
 
 
-Pending = list[asyncio.Task[Verdict | Missing]]
-
-
 async def _episode(
     stage: Stage, address: Address, on_done: Callable[[], None]
 ) -> tuple[Trajectory, Pending]:
@@ -141,7 +160,8 @@ async def _episode(
     def on_action(index: int, action: Action) -> None:
         if stage.judge is not None:
             before = tuple(team.actions[:index])
-            judging.append(asyncio.create_task(_judge(stage, task, action, before)))
+            asked = _judge(stage, address, index, action, before)
+            judging.append(asyncio.create_task(asked))
 
     team = EpisodeTeam(stage.seats, stage.engine, address, on_action)
     failure, faulted = None, False
@@ -179,26 +199,71 @@ async def _outcome(stage, task, actions) -> Outcome | None:
 
 
 async def _judge(
-    stage: Stage, task: Task, action: Action, before: tuple[Action, ...]
+    stage: Stage,
+    address: Address,
+    index: int,
+    action: Action,
+    before: tuple[Action, ...],
 ) -> Verdict | Missing:
     if action.fault is not None:
         call = JudgeCall(judge="none")
         return Missing(MissingReason.INFRASTRUCTURE, action.fault, call)
-    team = stage.workflow.roles
-    role = next(r for r in team if r.name == action.agent)
-    shown = stage.show_reference == "all" or (
-        stage.show_reference == "last" and role is team[-1]
+    request = judge_request(
+        address.task,
+        action,
+        before,
+        team=stage.workflow.roles,
+        token_limits=stage.brief.token_limits,
+        show_reference=stage.show_reference,
     )
-    request = JudgeRequest(
+    task = address.task
+    where = f"{address.step}/{task.source}/{task.id}/{address.sample}/{index}"
+    request = dataclasses.replace(request, address=where)
+    if not _chosen(where, stage.duplicates):
+        return await stage.judge.score(request)
+    again = dataclasses.replace(request, repeat=1)
+    verdict, second = await asyncio.gather(
+        stage.judge.score(request), stage.judge.score(again)
+    )
+    if isinstance(verdict, Verdict) and isinstance(second, Verdict):
+        return dataclasses.replace(verdict, again=second.score)
+    return verdict
+
+
+def _chosen(address: str, share: float) -> bool:
+    """Whether an action belongs to the random `share`; the same in every run."""
+    digest = hashlib.sha256(address.encode()).digest()
+    return int.from_bytes(digest[:4]) < share * 2**32
+
+
+def judge_request(
+    task: Task,
+    action: Action,
+    before: tuple[Action, ...],
+    *,
+    team: tuple[Role, ...],
+    token_limits: Mapping[str, int],
+    show_reference: str,
+) -> JudgeRequest:
+    """What a judge may see of `action`.
+
+    Args:
+      task, action: and `before`, the trajectory's earlier actions.
+      team: its roles in the order in which they act.
+      token_limits: agent -> new tokens per action.
+      show_reference: "never", "last" (the last agent's actions only) or "all".
+    """
+    role = next(r for r in team if r.name == action.agent)
+    shown = show_reference == "all" or (show_reference == "last" and role is team[-1])
+    return JudgeRequest(
         team=team,
         role=role,
         task=task.prompt,
         action=action,
-        token_limit=stage.brief.token_limits[role.name],
+        token_limit=token_limits[role.name],
         before=before,
         reference=task.answer if shown else None,
     )
-    return await stage.judge.score(request)
 
 
 async def _closed(trajectory: Trajectory, judging: Pending) -> Trajectory:

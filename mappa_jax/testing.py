@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mappa_jax.judges.base import Meter
 from mappa_jax.types import (
     Action,
     JudgeCall,
@@ -150,6 +151,12 @@ class ScriptedJudge:
             return Missing(MissingReason.SERVER_ERROR, "scripted fault", CALL)
         return Verdict(self._score(request), "scripted", CALL)
 
+    def meter(self) -> Meter:
+        return Meter()
+
+    def sync(self) -> None:
+        """Nothing is recorded."""
+
     async def aclose(self) -> None:
         """Nothing is held."""
 
@@ -166,16 +173,24 @@ class Silent:
 
     Attributes:
       steps: the iterations that have finished.
+      notes: what was said besides.
     """
 
     def __init__(self, on_finish: Callable[[int], None] = lambda step: None):
         self._on_finish = on_finish
         self.steps: list[int] = []
+        self.notes: list[str] = []
 
     def start(self, step: int, phase: str, total: int) -> None:
         pass
 
     def advance(self) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def watch(self, meter: Callable[[], Meter]) -> None:
         pass
 
     def finish(self, step: int, metrics: dict[str, Any]) -> None:

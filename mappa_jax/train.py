@@ -15,10 +15,11 @@ Everything that can be refused is refused before the first iteration.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,16 +29,24 @@ from mappa_jax import records
 from mappa_jax.checkpoints import Checkpoints
 from mappa_jax.config import Config, ConfigError
 from mappa_jax.data import Data
+from mappa_jax.drift import anchor_drift
 from mappa_jax.evaluate import evaluate
+from mappa_jax.forecast import forecast
+from mappa_jax.judges.base import Meter
 from mappa_jax.learning import batch as batches
 from mappa_jax.learning.update import Learner, TeamState
 from mappa_jax.metrics import MetricWriter, flatten, truncate_from
-from mappa_jax.rollout import Rollout, Stage, rollout, success
-from mappa_jax.types import Missing
+from mappa_jax.rollout import Rolled, Rollout, Stage, rollout, success
+from mappa_jax.sampling.engine import Stats
+from mappa_jax.types import Missing, MissingReason, Verdict
 
 
 class TooManyMissing(RuntimeError):
     """The judge left too much of a batch unscored; the run has stopped, saved."""
+
+
+class BudgetReached(TooManyMissing):
+    """The judge's budget is spent; the run has stopped, saved, and can go on."""
 
 
 class Progress(Protocol):
@@ -45,6 +54,8 @@ class Progress(Protocol):
 
     def start(self, step: int, phase: str, total: int) -> None: ...
     def advance(self) -> None: ...
+    def note(self, text: str) -> None: ...
+    def watch(self, meter: Callable[[], Meter]) -> None: ...
     def finish(self, step: int, metrics: dict[str, Any]) -> None: ...
 
 
@@ -80,12 +91,19 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
     _check_best(run)
     # Evaluations of weights that are gone would stand there twice.
     truncate_from(run.workdir / "evaluations.jsonl", start + 1 if start else 0)
+    run.progress.watch(run.stage.judge.meter)
+    await _forecast(run, state, start)
     saved = run.checkpoints.latest()
+    ahead: _Batch | None = None  # the next batch, its verdicts on their way
     try:
         if start == 0 and config.eval.at_start:
             await _evaluate(run, state, 0)
         for step in range(start + 1, config.steps + 1):
-            state, metrics = await _iterate(run, state, step)
+            batch = ahead or await _roll(run, state, step)
+            ahead = None
+            if config.staleness and step < config.steps:
+                ahead = await _roll(run, state, step + 1)
+            state, metrics = await _learn(run, state, batch)
             done = step  # whatever is cancelled from here on, the state is this one
             if _due(config.eval.every, step) or (
                 config.eval.at_end and step == config.steps
@@ -101,8 +119,28 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
             _save(run, state, done, {})
         raise
     finally:
+        if ahead is not None:
+            ahead.rolling.cancel()
         run.checkpoints.wait()
     return state
+
+
+FREE = ("rubric", "local")  # judges that cost nothing but time
+
+
+async def _forecast(run: Run, state: TeamState, start: int) -> None:
+    config = run.config
+    if (
+        not config.judge.forecast
+        or config.judge.provider in FREE
+        or config.judge.replay
+    ):
+        return
+    run.progress.start(start, "forecast", 1)
+    weights = (state.trainable, run.frozen)
+    expected = await forecast(run.stage, config, run.data, weights, start)
+    if expected is not None:
+        run.progress.note(str(expected))
 
 
 def _check_best(run: Run) -> None:
@@ -129,17 +167,24 @@ def _save(run: Run, state: TeamState, step: int, metrics: dict[str, Any]) -> Non
     run.checkpoints.save(step, state, extra, flatten(metrics))
 
 
-async def _iterate(
-    run: Run, state: TeamState, step: int
-) -> tuple[TeamState, dict[str, Any]]:
-    """One iteration; `state` is consumed only once the batch is complete."""
-    config, seconds = run.config, {}
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """A step's trajectories, their verdicts still coming in."""
+
+    step: int
+    rolling: Rolled
+    sampled: Stats
+
+
+async def _roll(run: Run, state: TeamState, step: int) -> _Batch:
+    """The team on a step's tasks."""
+    config = run.config
     tasks = run.data.train.batch(step - 1)
     total = len(tasks) * config.data.samples_per_prompt
     run.progress.start(step, "rollout", total)
     run.stage.engine.take_stats()  # those of an evaluation are not this iteration's
     async with run.stage.engine.running(state.trainable, run.frozen):
-        rolled = await rollout(
+        rolling = await rollout(
             run.stage,
             tasks,
             samples=config.data.samples_per_prompt,
@@ -147,10 +192,22 @@ async def _iterate(
             evaluation=False,
             on_done=run.progress.advance,
         )
-    sampled = run.stage.engine.take_stats()
+    return _Batch(step, rolling, run.stage.engine.take_stats())
+
+
+async def _learn(
+    run: Run, state: TeamState, batch: _Batch
+) -> tuple[TeamState, dict[str, Any]]:
+    """The update on a batch; `state` is consumed only once the batch is complete."""
+    config, step, sampled = run.config, batch.step, batch.sampled
+    seconds: dict[str, float] = {}
+    run.progress.start(step, "judge", 1)
+    rolled = await batch.rolling.close()
     trajectories = rolled.trajectories
     records.write_trajectories(records.training_path(run.workdir, step), trajectories)
+    run.stage.judge.sync()
     _check_missing(config, rolled)
+    drift = await anchor_drift(run.stage, run.workdir, config.judge, rolled, step)
     await asyncio.sleep(0)  # the last moment at which a cancelled step is undone
 
     run.progress.start(step, "credit", 1)
@@ -162,6 +219,7 @@ async def _iterate(
             reward=config.reward,
             objective=config.objective,
             actions_per_update=config.optimizer.actions_per_update,
+            debias=config.judge.debias,
             rng=np.random.default_rng((config.seed, step)),
         )
         packed = run.learner.assign_credit(state, run.frozen, packed)
@@ -175,7 +233,10 @@ async def _iterate(
         "sandbox": rolled.sandbox_seconds,
         "judge_exposed": rolled.judge_exposed_seconds,
     }
-    return state, _metrics(config, rolled, packed.counts, learned, seconds, sampled)
+    metrics = _metrics(config, rolled, packed.counts, learned, seconds, sampled)
+    meter = run.stage.judge.meter()
+    metrics["judge"] |= {"in_flight": meter.most_in_flight, "spent": meter.usd} | drift
+    return state, metrics
 
 
 @contextlib.contextmanager
@@ -188,6 +249,9 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 def _check_missing(config: Config, rolled: Rollout) -> None:
     verdicts = [v for t in rolled.trajectories for v in t.verdicts]
     missing = [v for v in verdicts if isinstance(v, Missing)]
+    over = next((m for m in missing if m.reason is MissingReason.BUDGET), None)
+    if over is not None:
+        raise BudgetReached(over.detail)
     share = len(missing) / max(len(verdicts), 1)
     if share > config.judge.max_missing:
         reasons = sorted({f"{m.reason.value}: {m.detail}" for m in missing})
@@ -207,14 +271,32 @@ def _metrics(config, rolled, counts, learned, seconds, sampled) -> dict[str, Any
     return {
         "agents": agents,
         "team": dict(success(rolled.trajectories)),
-        "judge": {
-            "calls": len(verdicts),
-            "missing": sum(isinstance(v, Missing) for v in verdicts),
-            "cost": sum(v.call.cost for v in verdicts),
-        },
+        "judge": judging(verdicts),
         "seconds": seconds,
         "tokens": {"prompt": sampled.prompt_tokens, "new": sampled.new_tokens},
     }
+
+
+def judging(verdicts: Sequence[Verdict | Missing]) -> dict[str, Any]:
+    """What a batch's verdicts cost, how long they took (seconds) and why some lack."""
+    asked = [v.call for v in verdicts if not v.call.cached]
+    seconds = [call.latency_s for call in asked] or [0.0]
+    reasons = collections.Counter(
+        v.reason.value for v in verdicts if isinstance(v, Missing)
+    )
+    apart = [v.disagreement for v in verdicts if isinstance(v, Verdict)]
+    apart = [value for value in apart if value is not None]
+    return {
+        "calls": len(verdicts),
+        "cached": len(verdicts) - len(asked),
+        "retries": sum(max(call.attempts - 1, 0) for call in asked),
+        "missing": sum(reasons.values()),
+        "missing_by": dict(reasons),
+        "cost": sum(call.cost for call in asked),
+        "tokens": sum(call.tokens_in + call.tokens_out for call in asked),
+        "latency_p50": float(np.quantile(seconds, 0.5)),
+        "latency_p95": float(np.quantile(seconds, 0.95)),
+    } | ({"disagreement": float(np.mean(apart))} if apart else {})
 
 
 async def _evaluate(run: Run, state: TeamState, step: int) -> dict[str, Any]:

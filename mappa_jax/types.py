@@ -48,6 +48,12 @@ class Task:
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def kind(self) -> str:
+        """The type of task that credit and judge health tell apart: what the metadata
+        call "kind" ("regression"), or the source."""
+        return str(self.metadata.get("kind", self.source))
+
 
 @dataclasses.dataclass(frozen=True)
 class Message:
@@ -68,6 +74,7 @@ class Observation:
       limit: the limit that was hit ("wall_time", "cpu_time", "memory",
         "processes", "file_size", "output"), or None.
       files: names of the files in the work folder afterwards, sorted.
+      files_before: likewise before the run.
       seconds: wall time of the run.
     """
 
@@ -76,6 +83,7 @@ class Observation:
     exit_status: int = 0
     limit: str | None = None
     files: tuple[str, ...] = ()
+    files_before: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -140,8 +148,9 @@ class MissingReason(enum.Enum):
 class JudgeCall:
     """Where a verdict came from and what it cost.
 
-    `cost` is in US dollars, `latency_s` in seconds; `prompt_hash` is the SHA-256
-    of what the judge was shown ("" for a judge that reads no prompt).
+    `cost` is in US dollars, `latency_s` in seconds, `attempts` how often it was asked;
+    `prompt_hash` is the SHA-256 of what the judge was shown ("" for a judge that reads
+    no prompt). A `cached` call was paid for before: it cost nothing here.
     """
 
     judge: str
@@ -151,6 +160,7 @@ class JudgeCall:
     tokens_out: int = 0
     cost: float = 0.0
     latency_s: float = 0.0
+    attempts: int = 1
     cached: bool = False
 
 
@@ -158,13 +168,17 @@ class JudgeCall:
 class Verdict:
     """A score in 0..10 with its rationale.
 
-    `correct` is the judge's opinion of the final answer, where it was asked.
+    `correct` is the judge's opinion of the final answer, where it was asked;
+    `disagreement` the range of the members' scores, where several judged; `again` the
+    score of a second call of the same content, where one was made.
     """
 
     score: float
     rationale: str
     call: JudgeCall
     correct: bool | None = None
+    disagreement: float | None = None
+    again: float | None = None
 
     def __post_init__(self):
         if not 0.0 <= self.score <= 10.0:  # also refuses NaN
@@ -190,6 +204,7 @@ class Role:
       duty: one sentence: what it owes the team.
       max_turns: how often it may act in one trajectory.
       uses_tool: whether its code is run.
+      makes: names of the files that it owes the team.
     """
 
     name: str
@@ -197,6 +212,7 @@ class Role:
     duty: str
     max_turns: int = 1
     uses_tool: bool = False
+    makes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +227,10 @@ class JudgeRequest:
       token_limit: the agent's limit of new tokens.
       before: the trajectory's earlier actions, in order.
       reference: the reference answer, only where the config shows it.
+      address: where in the run the action stands ("step/source/task/sample/index");
+        a judge files its call there and shows it to nobody.
+      repeat: asks for another opinion of the same content: what was answered to a
+        lower number is not reused.
     """
 
     team: tuple[Role, ...]
@@ -220,6 +240,8 @@ class JudgeRequest:
     token_limit: int
     before: tuple[Action, ...] = ()
     reference: str | None = None
+    address: str = ""
+    repeat: int = 0
 
     @property
     def is_last(self) -> bool:

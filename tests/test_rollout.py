@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mappa_jax.config import AgentConfig
+from mappa_jax.config import AgentConfig, JudgeConfig
+from mappa_jax.drift import anchor_drift
 from mappa_jax.rollout import Stage, rollout, success
 from mappa_jax.sampling.engine import PromptTooLong
 from mappa_jax.sampling.team import Seat
@@ -116,7 +117,7 @@ TASK = Task("t", "prompt", answer="last")
 
 async def run(stage, tasks=(TASK,), samples=1, evaluation=False):
     done = []
-    rolled = await rollout(
+    rolling = await rollout(
         stage,
         tasks,
         samples=samples,
@@ -124,8 +125,8 @@ async def run(stage, tasks=(TASK,), samples=1, evaluation=False):
         evaluation=evaluation,
         on_done=lambda: done.append(1),
     )
-    assert len(done) == len(rolled.trajectories)
-    return rolled
+    assert len(done) == len(rolling.episodes)
+    return await rolling.close()
 
 
 async def test_every_action_has_its_own_verdict():
@@ -135,6 +136,41 @@ async def test_every_action_has_its_own_verdict():
         assert [a.agent for a in trajectory.actions] == ["first", "last"]
         assert [v.score for v in trajectory.verdicts] == [2.0, 7.0]
     assert rolled.sandbox_seconds == pytest.approx(1.5)
+
+
+async def test_an_action_is_filed_under_where_it_stands():
+    judge = ScriptedJudge()
+    await run(make_stage(judge), tasks=[dataclasses.replace(TASK, source="sums")])
+    assert [r.address for r in judge.requests] == ["3/sums/t/0/0", "3/sums/t/0/1"]
+
+
+async def test_a_share_of_the_actions_is_judged_twice():
+    judge = ScriptedJudge(lambda r: 2.0 + r.repeat)
+    stage = make_stage(judge, outcomes=(WENT_WELL,) * 80)
+    stage = dataclasses.replace(stage, duplicates=0.3)
+    rolled = await run(stage, samples=40)
+    verdicts = [v for t in rolled.trajectories for v in t.verdicts]
+    twice = [v for v in verdicts if v.again is not None]
+    assert 0.15 * len(verdicts) < len(twice) < 0.45 * len(verdicts)
+    assert {(v.score, v.again) for v in twice} == {(2.0, 3.0)}
+    assert len(judge.requests) == len(verdicts) + len(twice)
+    same = await run(stage, samples=40)
+    again = [v.again for t in same.trajectories for v in t.verdicts]
+    assert again == [v.again for v in verdicts]
+
+
+async def test_agents_may_go_on_while_verdicts_are_awaited():
+    gate = asyncio.Event()
+    stage = make_stage(ScriptedJudge(gate=gate))
+    rolling = await asyncio.wait_for(
+        rollout(
+            stage, [TASK], samples=1, step=1, evaluation=False, on_done=lambda: None
+        ),
+        5,
+    )
+    gate.set()
+    rolled = await rolling.close()
+    assert len(rolled.trajectories[0].verdicts) == 2
 
 
 async def test_an_early_action_is_judged_before_later_agents_act():
@@ -274,3 +310,37 @@ async def test_without_a_reference_there_is_no_outcome():
     rolled = await run(make_stage(None), tasks=[Task("t", "prompt")])
     assert rolled.trajectories[0].outcome is None
     assert rolled.trajectories[0].failure is None
+
+
+async def test_drift_is_the_change_on_the_anchors(tmp_path):
+    """A judge that grows milder by a tenth of a point an iteration."""
+    now = {"step": 1}
+    stage = make_stage(ScriptedJudge(lambda request: 3.0 + 0.1 * now["step"]))
+    rolled = await run(stage, samples=3)
+    config = JudgeConfig(anchors=3, anchor_every=5)
+
+    async def at(step):
+        now["step"] = step
+        return await anchor_drift(stage, tmp_path, config, rolled, step)
+
+    assert await at(1) == {}
+    assert (tmp_path / "judge_anchors.jsonl").exists()
+    assert await at(4) == {}
+    asked = len(stage.judge.requests)
+    found = await at(5)
+    assert found["drift"] == pytest.approx(0.4)
+    assert found["drift_abs"] == pytest.approx(0.4)
+    fresh = stage.judge.requests[asked:]
+    assert len(fresh) == 3  # not what is on record: a new opinion of the same content
+    assert len({r.repeat for r in fresh}) == 1 and fresh[0].repeat > 1
+    first, second, _ = rolled.trajectories
+    anchors = [*first.actions, second.actions[0]]
+    assert [r.action.text for r in fresh] == [a.text for a in anchors]
+    assert (await at(10))["drift"] == pytest.approx(0.9)
+
+
+async def test_without_anchors_nothing_is_kept(tmp_path):
+    stage = make_stage(ScriptedJudge())
+    rolled = await run(stage)
+    assert await anchor_drift(stage, tmp_path, JudgeConfig(), rolled, 10) == {}
+    assert list(tmp_path.iterdir()) == []

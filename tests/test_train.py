@@ -333,6 +333,42 @@ def test_a_few_missing_verdicts_are_masked_and_counted(live, loop, tmp_path):
     assert trained < all_tokens
 
 
+def test_with_staleness_the_next_batch_is_sampled_before_the_update(
+    assemble, tiny, loop, tmp_path
+):
+    """While a slow judge works on one batch the team is at the next; the sampler's
+    log-probabilities are then those of the weights before the update."""
+    changed = {
+        "steps": 2,
+        "staleness": 1,
+        "objective.old_logprobs": "recompute",
+        "eval.every": 0,
+        "checkpoint.best_metric": "",
+        # Large, so that an update shows in the log-probabilities.
+        **{f"agents.{n}.learning_rate": 0.05 for n in ("solver", "coder", "verifier")},
+    }
+    config = resolve(tiny(SETTINGS | changed))
+
+    async def both():
+        async with assemble(config, tmp_path, Silent()) as (run, state, start):
+            gate = asyncio.Event()
+            judge = ScriptedJudge(varied, gate=gate)
+
+            async def open_late():
+                while not any(r.address.startswith("2/") for r in judge.requests):
+                    await asyncio.sleep(0.01)
+                gate.set()  # no verdict of step 1 before an action of step 2
+
+            opening = asyncio.create_task(open_late())
+            await asyncio.wait_for(train(judged_by(run, judge), state, start), 120)
+            await opening
+
+    loop(both())
+    first, second = lines(tmp_path / "metrics.jsonl")
+    assert first["agents/solver/mismatch"] < 1e-4
+    assert second["agents/solver/mismatch"] > 1e-3
+
+
 def test_a_best_metric_that_nothing_measures_is_refused(live, loop, tmp_path):
     checkpoint = CheckpointConfig(best_metric="eval/chain_sum/average")
     with pytest.raises(ConfigError, match="best_metric.*eval/chain_sum/avg"):

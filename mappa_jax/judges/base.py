@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Protocol
 
 from mappa_jax.types import JudgeRequest, Missing, Verdict
@@ -9,6 +10,23 @@ from mappa_jax.types import JudgeRequest, Missing, Verdict
 
 class JudgeError(ValueError):
     """The judge cannot work as configured; the message names the key and the remedy."""
+
+
+@dataclasses.dataclass
+class Meter:
+    """What a judge is doing and has cost.
+
+    Attributes:
+      in_flight, most_in_flight: calls under way, now and at most so far.
+      calls, usd: made by the run so far, those before a resume included.
+      down_since: `time.monotonic()` since when the provider is down, or None.
+    """
+
+    in_flight: int = 0
+    most_in_flight: int = 0
+    calls: int = 0
+    usd: float = 0.0
+    down_since: float | None = None
 
 
 class Judge(Protocol):
@@ -30,6 +48,12 @@ class Judge(Protocol):
 
         Faults of the outside world never raise and never become a number.
         """
+
+    def meter(self) -> Meter:
+        """What it is doing and has cost."""
+
+    def sync(self) -> None:
+        """Returns when what it has recorded is on the disk."""
 
     async def aclose(self) -> None:
         """Releases connections. The judge is not used afterwards."""

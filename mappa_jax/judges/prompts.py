@@ -13,11 +13,19 @@ import hashlib
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
+from mappa_jax.config import JudgeConfig
 from mappa_jax.types import JudgeRequest, Message, Observation, Role
 
-CHARS_PER_TOKEN = 4  # of JudgeConfig.field_tokens
+CHARS_PER_TOKEN = 4  # of JudgeConfig.field_tokens and prompt_tokens
 NONCE_CHARS = 16
+KEPT_TOKENS = 64  # of a field, however long the others are
+# Which fields give way first where all together are too long.
+SACRIFICE = ("received", "task", "reference", "action", "observation")
+# How the verdict is written: by the endpoint's JSON schema, fenced in free text, or as
+# a single number.
+Form = Literal["schema", "fenced", "number"]
 TEMPLATES = {
     "solver": "mathchat_solver.txt",
     "coder": "mathchat_coder.txt",
@@ -28,45 +36,97 @@ _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A judge's prompt; `sha256` is the hex digest of `text` in UTF-8."""
+    """A judge's prompt.
+
+    Attributes:
+      text: what is sent.
+      sha256: the hex digest of `text` in UTF-8.
+      nonce: of its fences.
+      form: how the verdict is asked for.
+    """
 
     text: str
     sha256: str
+    nonce: str
+    form: Form
 
 
-def render(request: JudgeRequest, field_tokens: int) -> Prompt:
+def render(request: JudgeRequest, config: JudgeConfig, form: Form) -> Prompt:
     """The prompt for one action.
 
-    Args:
-      request: what the judge may see.
-      field_tokens: the longest field, in tokens of about 4 characters; longer ones
-        lose their middle, visibly.
+    Fields longer than `field_tokens` (of about 4 characters) lose their middle,
+    visibly; so do, in the order of SACRIFICE, those that together exceed
+    `prompt_tokens`.
 
     Raises:
-      ValueError: if there is no template for the role.
+      ValueError: if there is no template for the role, or it names unknown fields.
     """
-    template = load_template(request.role.name)
-    longest = field_tokens * CHARS_PER_TOKEN
+    template = load_template(request.role.name, config.prompts)
+    longest = config.field_tokens * CHARS_PER_TOKEN
     raw = {name: shorten(text, longest) for name, text in _foreign(request).items()}
+    raw = fit(raw, config.prompt_tokens * CHARS_PER_TOKEN)
     nonce = make_nonce(raw.values())
     fields = {name: fence(name, text, nonce) for name, text in raw.items()}
-    fields |= _own(request) | {"nonce": nonce}
-    text = fill(template, fields)
+    fields |= _own(request) | {"nonce": nonce, "answer": _answer(request, form, nonce)}
+    return _prompt(fill(template, fields), nonce, form)
+
+
+def probe(form: Form) -> Prompt:
+    """A short prompt that any judge can answer: the call before the first step."""
+    nonce = make_nonce(["probe"])
+    asked = _ANSWER[form].format(fields=_FIELDS, nonce=nonce)
+    text = f"This is a test of the connection. Let the score be 10. {asked}"
+    return _prompt(text, nonce, form)
+
+
+def _prompt(text: str, nonce: str, form: Form) -> Prompt:
     # A lone surrogate has no UTF-8 form; the text that is sent must be the one hashed.
     text = text.encode("utf-8", errors="replace").decode("utf-8")
-    return Prompt(text, hashlib.sha256(text.encode("utf-8")).hexdigest())
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return Prompt(text, digest, nonce, form)
 
 
-def load_template(role: str) -> str:
+def load_template(role: str, folder: str = "") -> str:
     """The template of a role's name.
+
+    Args:
+      role: its name.
+      folder: the user's own templates, by the same file names; "" for ours.
 
     Raises:
       ValueError: if there is none.
     """
     if role not in TEMPLATES:
         raise ValueError(f"no judge prompt for role {role!r}; there are {[*TEMPLATES]}")
-    folder = pathlib.Path(__file__).with_name("prompts")
-    return (folder / TEMPLATES[role]).read_text(encoding="utf-8")
+    own = pathlib.Path(__file__).with_name("prompts")
+    path = (pathlib.Path(folder) if folder else own) / TEMPLATES[role]
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(
+            f"judge.prompts={folder!r}: {path.name} cannot be read ({e}); copy the "
+            f"files of {own} there and edit them"
+        ) from e
+
+
+def check_templates(roles: Iterable[str], folder: str) -> None:
+    """Refuses templates that are missing or name fields that there are not.
+
+    Raises:
+      ValueError: naming the file.
+    """
+    for role in roles:
+        found = set(_PLACEHOLDER.findall(load_template(role, folder)))
+        if unknown := found - set(FIELDS):
+            raise ValueError(
+                f"judge.prompts={folder!r}: {TEMPLATES[role]} names {sorted(unknown)}; "
+                f"the fields are {', '.join(FIELDS)}"
+            )
+        if missing := {"action", "answer"} - found:
+            raise ValueError(
+                f"judge.prompts={folder!r}: {TEMPLATES[role]} lacks {sorted(missing)}: "
+                "without it no verdict can be given"
+            )
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
@@ -107,6 +167,42 @@ def shorten(text: str, longest: int) -> str:
     return text[:head] + mark[:longest] + text[len(text) - room // 2 :]
 
 
+def fit(texts: Mapping[str, str], longest: int) -> dict[str, str]:
+    """`texts` of together at most `longest` characters, shortened by SACRIFICE."""
+    out = dict(texts)
+    for name in SACRIFICE:
+        excess = sum(map(len, out.values())) - longest
+        if excess <= 0:
+            break
+        room = max(len(out[name]) - excess, KEPT_TOKENS * CHARS_PER_TOKEN)
+        out[name] = shorten(out[name], room)
+    return out
+
+
+_FIELDS = (
+    '"rationale" (two to four sentences that name what decided the score), then '
+    '"score" (a number from 0 to 10)'
+)
+_CORRECT = (
+    ', then "correct" (true or false: whether the final answer is right; null if you '
+    "cannot tell)"
+)
+_ANSWER = {
+    "number": "Answer with the score alone, as a whole number from 0 to 10.",
+    "schema": "Answer with one JSON object and nothing else: {fields}.",
+    "fenced": (
+        "Think in as many words as you need. Then give your verdict as one JSON object "
+        "({fields}), fenced like the material: a line <<<{nonce} verdict before it and "
+        "a line {nonce}>>> after it. Only the last such verdict counts."
+    ),
+}
+
+
+def _answer(request: JudgeRequest, form: Form, nonce: str) -> str:
+    fields = _FIELDS + _CORRECT if request.is_last else _FIELDS
+    return _ANSWER[form].format(fields=fields, nonce=nonce)
+
+
 def _foreign(request: JudgeRequest) -> dict[str, str]:
     """Texts that we did not write, by the name of their field."""
     action = request.action
@@ -117,6 +213,12 @@ def _foreign(request: JudgeRequest) -> dict[str, str]:
         "observation": _describe_observation(action.observation),
         "reference": request.reference if request.reference is not None else "",
     }
+
+
+FIELDS = (
+    *SACRIFICE,
+    *("team", "title", "turn", "length", "about_reference", "nonce", "answer"),
+)
 
 
 def _own(request: JudgeRequest) -> dict[str, str]:
@@ -146,7 +248,8 @@ def _own(request: JudgeRequest) -> dict[str, str]:
 def _describe_role(role: Role) -> str:
     turns = "one turn" if role.max_turns == 1 else f"at most {role.max_turns} turns"
     tool = ", its code is run" if role.uses_tool else ""
-    return f"- {role.title} ({role.name}, {turns}{tool}): {role.duty}"
+    made = f" It makes: {', '.join(role.makes)}." if role.makes else ""
+    return f"- {role.title} ({role.name}, {turns}{tool}): {role.duty}{made}"
 
 
 def _describe_message(message: Message) -> str:
@@ -159,6 +262,7 @@ def _describe_observation(seen: Observation | None) -> str:
     return (
         f"exit status: {seen.exit_status}\n"
         f"limit hit: {seen.limit or 'none'}\n"
-        f"files: {', '.join(seen.files) or 'none'}\n"
+        f"files before: {', '.join(seen.files_before) or 'none'}\n"
+        f"files after: {', '.join(seen.files) or 'none'}\n"
         f"[stdout]\n{seen.stdout}\n[stderr]\n{seen.stderr}"
     )

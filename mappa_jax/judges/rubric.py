@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from mappa_jax.judges import evidence
 from mappa_jax.judges.arithmetic import find_numbers, same_answer, to_number
+from mappa_jax.judges.base import Meter
 from mappa_jax.types import JudgeCall, JudgeRequest, Missing, Verdict
 
 DECIMALS = 4  # of a score
@@ -54,6 +55,13 @@ class RubricJudge:
             call=JudgeCall(self.name, latency_s=time.monotonic() - started),
             correct=_correct(request),
         )
+
+    def meter(self) -> Meter:
+        """Nothing is under way and nothing costs."""
+        return Meter()
+
+    def sync(self) -> None:
+        """Nothing is recorded."""
 
     async def aclose(self) -> None:
         """Nothing is held."""

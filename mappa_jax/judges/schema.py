@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pydantic
 
+from mappa_jax.judges.prompts import Prompt
 from mappa_jax.types import MissingReason
 
 
@@ -22,6 +24,22 @@ class ParsedVerdict(pydantic.BaseModel):
     rationale: str = pydantic.Field(min_length=1)
     score: float
     correct: bool | None = None
+
+
+def read_verdict(text: str, prompt: Prompt) -> ParsedVerdict | MissingReason:
+    """The verdict in a model's answer to `prompt`.
+
+    By a schema the answer is the verdict and nothing else. In free text it is the last
+    one that stands whole between lines with the prompt's nonce: what the model quotes
+    of the material cannot contain them.
+    """
+    if prompt.form != "fenced":
+        return parse_verdict(text)
+    opening = rf"^<<<{prompt.nonce} verdict[ \t\r]*\n"
+    # From an opening to the first closing, with no other opening between them.
+    whole = rf"{opening}((?:(?!{opening}).)*?)\n{prompt.nonce}>>>"
+    found = re.findall(whole, text, re.DOTALL | re.MULTILINE)
+    return parse_verdict(found[-1]) if found else MissingReason.UNPARSABLE
 
 
 def parse_verdict(text: str) -> ParsedVerdict | MissingReason:

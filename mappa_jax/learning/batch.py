@@ -13,6 +13,7 @@ adapters over one base all agents share one lane, and a row names its agent.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ class Actions:
     Attributes:
       reward: [A, N] float32, 0 where masked.
       group: [A, N] int32, equal for the samples of one task and turn.
-      kind: [A, N] int32, equal for tasks of one source.
+      kind: [A, N] int32, equal for tasks of one kind.
       mask: [A, N, C] float32, 0 throughout for an action that is not trained on.
       behaviour: [A, N, C] float32.
     """
@@ -159,6 +160,7 @@ def pack(
     objective: ObjectiveConfig,
     actions_per_update: int,
     rng: np.random.Generator,
+    debias: bool = False,
 ) -> Packed:
     """Trajectories -> arrays, each agent's actions shuffled and cut in mini-batches.
 
@@ -174,6 +176,8 @@ def pack(
     discount = reward.turn_discount
     judged = {name: _judged(trajectories, name, discount) for name in agents}
     counts = {name: _counts(rows) for name, rows in judged.items()}
+    if debias:
+        judged = {name: _debiased(rows) for name, rows in judged.items()}
     if reward.shuffle:
         judged = {n: _shuffle_scores(rows, rng) for n, rows in judged.items()}
     kept = [
@@ -212,6 +216,29 @@ def _judged(
     return out
 
 
+def _debiased(rows: list[Judged]) -> list[Judged]:
+    """Scores less the offset of their kind of task from the mean over kinds.
+
+    A judge that scores one kind higher than another pays for drifting there and not
+    for better work (arXiv 2601.23228 saw half a point to two). Offsets are of this
+    agent and this batch.
+    """
+    kinds = collections.defaultdict(list)
+    for row in rows:
+        if row.score is not None:
+            kinds[row.trajectory.task.kind].append(row.score)
+    means = {kind: float(np.mean(scores)) for kind, scores in kinds.items()}
+    centre = float(np.mean([*means.values()])) if means else 0.0
+
+    def one(row: Judged) -> Judged:
+        if row.score is None:
+            return row
+        offset = means[row.trajectory.task.kind] - centre
+        return row._replace(score=row.score - offset)
+
+    return [one(row) for row in rows]
+
+
 def _shuffle_scores(rows: list[Judged], rng: np.random.Generator) -> list[Judged]:
     """A control: scores permuted between an agent's actions."""
     order = rng.permutation(len(rows))
@@ -245,7 +272,7 @@ def _actions(kept: list[list[Judged]], shape: Shape, reward: RewardConfig) -> Ac
             task, action = row.trajectory.task, row.action
             key = (task.source, task.id, action.turn)
             out.group[i, j] = groups.setdefault(key, len(groups))
-            out.kind[i, j] = kinds.setdefault(task.source, len(kinds))
+            out.kind[i, j] = kinds.setdefault(task.kind, len(kinds))
             out.reward[i, j] = _reward(row, reward)
             out.mask[i, j, : len(action.token_ids)] = 1.0
             out.behaviour[i, j, : len(action.token_ids)] = action.logprobs

@@ -90,6 +90,10 @@ class Tokenizer:
         """Text without control tokens."""
         return self._hf.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def encode(self, text: str) -> list[int]:
+        """The ids of plain text, nothing added."""
+        return self._hf(text, add_special_tokens=False)["input_ids"]
+
     def cut_middle(self, text: str, limit: int) -> str:
         """`text.cut_middle` to `limit` of this tokenizer's tokens."""
         found = self._hf(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -1,86 +1,30 @@
 """The Gemini judge, through the real SDK, against a local server of its protocol."""
 
 import asyncio
-import contextlib
-import dataclasses
 import json
 import math
 import time
 
 import pytest
 from aiohttp import web
+from judge_server import VERDICT as GOOD
+from judge_server import Gemini, Server
 
 from mappa_jax.config import JudgeConfig
-from mappa_jax.judges import JudgeError, make_judge
+from mappa_jax.judges import JudgeError, Ledger, make_judge
 from mappa_jax.types import Missing, MissingReason, Verdict
 
 # The SDK's own affair with aiohttp.
 pytestmark = pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession")
 
-CONFIG = JudgeConfig(provider="gemini", model="gemini-2.5-flash", deadline_s=5.0)
-GOOD = {"rationale": "clear", "score": 8.5, "correct": True}
-
-
-def answer(text, finish="STOP", **fields):
-    """A response of `generateContent` that says `text`."""
-    candidate = {"content": {"role": "model", "parts": [{"text": text}]}}
-    usage = {
-        "promptTokenCount": 100,
-        "candidatesTokenCount": 20,
-        "thoughtsTokenCount": 5,
-    }
-    body = {"candidates": [candidate | {"finishReason": finish}]}
-    return web.json_response(body | {"usageMetadata": usage} | fields)
-
-
-def failure(status, message="no", **headers):
-    body = {"error": {"code": status, "message": message, "status": "X"}}
-    return web.json_response(body, status=status, headers=headers)
-
-
-class Server:
-    """Answers from a script; the last entry repeats. Notes what it was asked."""
-
-    def __init__(self, *script):
-        self.script, self.requests, self.busy, self.most_busy = list(script), [], 0, 0
-
-    async def handle(self, request):
-        self.requests.append((request.method, request.path, await request.text()))
-        self.headers = request.headers
-        entry = self.script.pop(0) if len(self.script) > 1 else self.script[0]
-        self.busy += 1
-        self.most_busy = max(self.busy, self.most_busy)
-        try:
-            response = entry()
-            return await response if asyncio.iscoroutine(response) else response
-        finally:
-            self.busy -= 1
-
-    @contextlib.asynccontextmanager
-    async def judge(self, key="KEY", **changes):
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self.handle)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = site._server.sockets[0].getsockname()[1]
-        config = dataclasses.replace(
-            CONFIG, base_url=f"http://127.0.0.1:{port}/", **changes
-        )
-        judge = make_judge(config, key)
-        try:
-            yield judge
-        finally:
-            await judge.aclose()
-            await runner.cleanup()
+answer, failure = Gemini.answer, Gemini.failure
 
 
 def ask(request, *script, **changes):
     """(verdict, server) of one scored request."""
 
     async def main():
-        server = Server(*script)
+        server = Server(Gemini, *script)
         async with server.judge(**changes) as judge:
             return await judge.score(request), server
 
@@ -106,18 +50,21 @@ def test_a_good_answer(request_):
     assert (verdict.score, verdict.rationale, verdict.correct) == (8.5, "clear", True)
     call = verdict.call
     assert (call.judge, call.model) == ("gemini", "gemini-2.5-flash")
-    assert (call.tokens_in, call.tokens_out, call.cost) == (100, 25, 0.0)
+    assert (call.tokens_in, call.tokens_out, call.attempts) == (100, 25, 1)
+    # 90 tokens read, 10 of the cache, 25 written, by the table of prices.
+    cost = (90 * 0.30 + 10 * 0.03 + 25 * 2.50) / 1e6
+    assert call.cost == pytest.approx(cost)
     assert len(call.prompt_hash) == 64 and 0 < call.latency_s < 5 and not call.cached
 
 
 def test_what_is_sent(request_):
-    _, server = ask(request_, good, max_output_tokens=77)
-    ((method, path, body),) = server.requests
-    assert method == "POST"
-    assert path == "/v1beta/models/gemini-2.5-flash:generateContent"
-    assert server.headers["x-goog-api-key"] == "KEY"
-    body = json.loads(body)
+    _, server = ask(request_, good, max_output_tokens=77, thinking_tokens=33)
+    (sent,) = server.requests
+    assert sent.path == "/v1beta/models/gemini-2.5-flash:generateContent"
+    assert sent.headers["x-goog-api-key"] == "SECRETKEY"
+    body = json.loads(sent.body)
     settings = body["generationConfig"]
+    assert settings["thinkingConfig"] == {"thinking_budget": 33}  # as the SDK spells
     assert settings["temperature"] == 0 and settings["maxOutputTokens"] == 77
     assert settings["responseMimeType"] == "application/json"
     assert settings["responseSchema"]["required"] == ["rationale", "score"]
@@ -233,13 +180,14 @@ def test_the_deadline_holds(request_, response, reason):
 
 def test_nobody_there(request_):
     async def main():
-        config = dataclasses.replace(
-            CONFIG, base_url="http://127.0.0.1:9/", deadline_s=0.7
+        config = JudgeConfig(
+            provider="gemini", base_url="http://127.0.0.1:9/", deadline_s=0.7
         )
-        judge = make_judge(config, "KEY")
+        keys = {"gemini": "KEY"}
+        judge = make_judge(config, roles=["solver"], keys=keys, ledger=Ledger(None))
         try:
             verdict = await judge.score(request_)
-            with pytest.raises(JudgeError, match="judge.base_url"):
+            with pytest.raises(JudgeError, match="gemini.*first call"):
                 await judge.check()
             return verdict
         finally:
@@ -248,15 +196,16 @@ def test_nobody_there(request_):
     assert asyncio.run(main()).reason is MissingReason.INFRASTRUCTURE
 
 
-def test_concurrency_is_bounded(request_):
+def test_concurrency_is_bounded(make_request):
     async def slow():
         await asyncio.sleep(0.05)
         return good()
 
     async def main():
-        server = Server(slow)
+        server = Server(Gemini, slow)
+        requests = [make_request("solver", str(n)) for n in range(6)]
         async with server.judge(concurrency=2) as judge:
-            verdicts = await asyncio.gather(*(judge.score(request_) for _ in range(6)))
+            verdicts = await asyncio.gather(*map(judge.score, requests))
         assert all(isinstance(verdict, Verdict) for verdict in verdicts)
         return server.most_busy
 
@@ -265,7 +214,8 @@ def test_concurrency_is_bounded(request_):
 
 def check(*script, **changes):
     async def main():
-        server = Server(*script)
+        server = Server(Gemini, *script)
+        server.script_probes = True
         async with server.judge(**changes) as judge:
             await judge.check()
         return server
@@ -273,25 +223,27 @@ def check(*script, **changes):
     return asyncio.run(main())
 
 
-def test_check_asks_for_the_model_and_costs_no_tokens():
-    model = {"name": "models/gemini-2.5-flash"}
-    server = check(lambda: web.json_response(model))
-    ((method, path, _),) = server.requests
-    assert (method, path) == ("GET", "/v1beta/models/gemini-2.5-flash")
+def test_check_is_one_short_call():
+    server = check(good)
+    (sent,) = server.requests
+    assert sent.path.endswith(":generateContent")
+    assert len(Gemini.prompt(sent.body)) < 500
 
 
 @pytest.mark.parametrize(
     "response, message",
     [
-        (lambda: failure(401), "API key"),
-        (lambda: failure(403), "API key"),
-        (lambda: failure(400, "API_KEY_INVALID"), "API key"),
+        (lambda: failure(401), "auth: .*aistudio.google.com/apikey"),
+        (lambda: failure(403), "auth: .*aistudio.google.com/apikey"),
+        (lambda: failure(400, "API_KEY_INVALID"), "auth: "),
         (lambda: failure(404, "unknown"), "judge.model='gemini-2.5-flash'"),
-        (lambda: failure(500), "judge.base_url"),
+        (lambda: failure(429, "quota exceeded"), "rate_limited: .*quota exceeded"),
+        (lambda: failure(500), "server_error: 500"),
+        (lambda: answer("I am a teapot"), "unparsable: .*teapot"),
         (hang, "judge.deadline_s"),
     ],
 )
-def test_check_names_the_key_and_the_remedy(response, message):
+def test_check_names_the_fault_and_the_remedy(response, message):
     with pytest.raises(JudgeError, match=message):
         check(response, deadline_s=0.5)
 
@@ -299,10 +251,32 @@ def test_check_names_the_key_and_the_remedy(response, message):
 @pytest.mark.parametrize("key", [None, ""])
 def test_no_key_is_refused_even_if_the_environment_has_one(key, monkeypatch):
     monkeypatch.setenv("GEMINI_API_KEY", "from the environment")
+    monkeypatch.setenv("GOOGLE_API_KEY", "from the environment")
     with pytest.raises(JudgeError, match="aistudio.google.com/apikey"):
-        make_judge(CONFIG, key)
+        make(JudgeConfig(provider="gemini"), key)
+
+
+def test_vertex_without_credentials_is_refused_at_the_door(monkeypatch, tmp_path):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = JudgeConfig(provider="gemini", vertex_project="p", deadline_s=5.0)
+
+    async def main():
+        judge = make(config, None)
+        try:
+            await judge.check()
+        finally:
+            await judge.aclose()
+
+    with pytest.raises(JudgeError, match="auth: .*none.json"):
+        asyncio.run(main())
+
+
+def make(config, key):
+    keys = {"gemini": key}
+    return make_judge(config, roles=["solver"], keys=keys, ledger=Ledger(None))
 
 
 def test_an_unknown_provider_is_refused():
     with pytest.raises(JudgeError, match="judge.provider='oracle'"):
-        make_judge(dataclasses.replace(CONFIG, provider="oracle"), None)
+        make(JudgeConfig(provider="oracle"), None)

@@ -6,11 +6,16 @@ import re
 
 import pytest
 
+from mappa_jax.config import JudgeConfig
 from mappa_jax.judges.prompts import fill, load_template, make_nonce, render, shorten
 from mappa_jax.types import Message, Observation
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
 FENCE = re.compile(r"^<<<([0-9a-f]{16}) (\w+)\n(.*?)\n\1>>>$", re.DOTALL | re.MULTILINE)
+
+
+def shown(request, field_tokens, form="schema"):
+    return render(request, JudgeConfig(field_tokens=field_tokens), form)
 
 
 def fenced(prompt):
@@ -28,7 +33,7 @@ def test_golden(make_request, role):
         observation=Observation("80\n", "warned", files=("a.txt",)),
         reference="80" if role == "verifier" else None,
     )
-    prompt = render(request, 100)
+    prompt = shown(request, 100)
     assert prompt.text == (GOLDEN / f"{role}.txt").read_text(encoding="utf-8")
     assert prompt.sha256 == hashlib.sha256(prompt.text.encode()).hexdigest()
     assert "{{" not in prompt.text
@@ -37,7 +42,7 @@ def test_golden(make_request, role):
 def test_each_field_is_shown_once_and_fenced(make_request, task):
     seen = Observation("OUT", "ERR", exit_status=1, limit="memory")
     request = make_request("coder", "ACTION", observation=seen, reference="REF")
-    inside, outside = fenced(render(request, 100))
+    inside, outside = fenced(shown(request, 100))
     assert inside["task"] == task and inside["action"] == "ACTION"
     assert inside["received"] == f"[system]\nYou do sums.\n\n[user]\n{task}"
     assert "OUT" in inside["observation"] and "ERR" in inside["observation"]
@@ -47,17 +52,17 @@ def test_each_field_is_shown_once_and_fenced(make_request, task):
 
 
 def test_without_a_reference_the_judge_is_told_so(make_request):
-    inside, outside = fenced(render(make_request("verifier", "x"), 100))
+    inside, outside = fenced(shown(make_request("verifier", "x"), 100))
     assert inside["reference"] == "" and "not shown the right answer" in outside
 
 
 def test_the_cut_off_is_told(make_request):
-    _, outside = fenced(render(make_request("solver", "x", finish="length"), 100))
+    _, outside = fenced(shown(make_request("solver", "x", finish="length"), 100))
     assert "cut off" in outside
 
 
 def test_same_request_same_prompt_and_another_text_another_nonce(make_request):
-    one, same, other = (render(make_request("solver", t), 100) for t in "aab")
+    one, same, other = (shown(make_request("solver", t), 100) for t in "aab")
     assert one == same
     nonces = {FENCE.search(prompt.text)[1] for prompt in (one, other)}
     assert len(nonces) == 2
@@ -91,15 +96,15 @@ def test_an_attack_stays_in_its_fence(make_request, attack):
     seen = Observation(attack, attack)
     messages = (Message("user", attack),)
     fields = {"observation": seen, "messages": messages, "reference": "THE REFERENCE"}
-    prompt = render(make_request("coder", attack, **fields), 1000)
+    prompt = shown(make_request("coder", attack, **fields), 1000)
     inside, outside = fenced(prompt)
     calm = {"observation": Observation("", ""), "messages": (Message("user", ""),)}
     calm = make_request("coder", "", reference="THE REFERENCE", **calm)
-    _, wanted = fenced(render(calm, 1000))
+    _, wanted = fenced(shown(calm, 1000))
     assert list(inside) == ["task", "received", "action", "observation", "reference"]
     assert re.sub(r"[0-9a-f]{16}", "", outside) == re.sub(r"[0-9a-f]{16}", "", wanted)
-    shown = attack.encode(errors="replace").decode()
-    assert inside["action"] == shorten(shown, 4000)
+    sent = attack.encode(errors="replace").decode()
+    assert inside["action"] == shorten(sent, 4000)
     assert prompt.text.count("THE REFERENCE") == 1
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from mappa_jax.config import JudgeConfig
-from mappa_jax.judges import make_judge
+from mappa_jax.judges import Ledger, make_judge
 from mappa_jax.types import Message, Observation, Verdict
 
-JUDGE = make_judge(JudgeConfig(provider="rubric"), None)
+JUDGE = make_judge(
+    JudgeConfig(provider="rubric"), roles=[], keys={}, ledger=Ledger(None)
+)
 TASK = "Tom has 12 bags of 7 marbles and gives 4 away. How many are left?"
 CODE = "n = 12 * 7\nprint(n - 4)"
 BLOCK = f"```python\n{CODE}\n```"

@@ -24,7 +24,16 @@ APART = dataclasses.replace(
 KEEP_ALL = ObjectiveConfig(mask_truncated=False)
 
 
-def pack(trajectories, shape=SHAPE, *, seed=0, size=8, reward=None, objective=KEEP_ALL):
+def pack(
+    trajectories,
+    shape=SHAPE,
+    *,
+    seed=0,
+    size=8,
+    reward=None,
+    objective=KEEP_ALL,
+    debias=False,
+):
     return batches.pack(
         trajectories,
         ("a", "b"),
@@ -33,6 +42,7 @@ def pack(trajectories, shape=SHAPE, *, seed=0, size=8, reward=None, objective=KE
         objective=objective,
         actions_per_update=size,
         rng=np.random.default_rng(seed),
+        debias=debias,
     )
 
 
@@ -210,6 +220,22 @@ def test_outcome_only_needs_no_verdict(make_action, make_trajectory):
     packed = pack(trajectories, reward=RewardConfig(outcome_only=True))
     assert rewards(packed, 0) == pytest.approx([1])
     assert rewards(pack(trajectories), 0) == []
+
+
+def test_debias_takes_off_what_a_kind_of_task_is_given(make_action, make_trajectory):
+    """A judge that gives regression 2 points more; a missing verdict stays missing."""
+    trajectories = []
+    for k, (kind, score) in enumerate(
+        [("regression", 7.0), ("regression", 9.0), ("classification", 5.0),
+         ("classification", 7.0), ("classification", None)]
+    ):  # fmt: skip
+        one = make_trajectory([(make_action("a", 0, seed=k), score)], task=f"t{k}")
+        task = dataclasses.replace(one.task, metadata={"kind": kind})
+        trajectories.append(dataclasses.replace(one, task=task))
+    assert rewards(pack(trajectories)) == pytest.approx([0.5, 0.7, 0.7, 0.9])
+    debiased = pack(trajectories, debias=True)
+    assert rewards(debiased) == pytest.approx([0.6, 0.6, 0.8, 0.8])
+    assert debiased.counts["a"]["score"] == pytest.approx(7.0)  # as the judge gave it
 
 
 def test_tasks_of_two_sources_with_one_id_are_two_groups(make_action, make_trajectory):

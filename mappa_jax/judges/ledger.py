@@ -1,0 +1,182 @@
+"""Every judge call on record: the cache, the account and the replay of a run.
+
+WORKDIR/judge_ledger.jsonl has two kinds of lines, in the order in which things
+happened. {"blob": sha256, "zlib": base64} holds a text once; {"call": {...}} tells of
+a call and names its prompt and its raw answer by their hashes. A line is on its way
+to the disk when `append` returns. A torn last line, which a crash leaves, is removed
+when the ledger is opened.
+
+A call is known by its key, a hash of the provider, the model, its settings and the
+prompt; the same content is never paid for twice. It also has an address, where in the
+run it was asked: a replay gives at an address what the run got there, missing verdicts
+included.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from mappa_jax.judges.base import JudgeError
+from mappa_jax.judges.provider import Usage
+
+ANSWERED = "answered"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One call, from the first attempt to the last.
+
+    Attributes:
+      key: the hash of its content.
+      address: where in the run it was asked; "" for a probe.
+      provider, model: who was asked.
+      outcome: "answered", or the value of a MissingReason.
+      detail: what went wrong, "" where nothing did.
+      answer: the raw text; None unless answered.
+      usage: tokens, all attempts together.
+      usd: its price in US dollars.
+      latency_s: of the attempts, pauses between them left out.
+      attempts: how many.
+      time: seconds since the epoch.
+    """
+
+    key: str
+    address: str
+    provider: str
+    model: str
+    outcome: str
+    detail: str = ""
+    answer: str | None = None
+    usage: Usage = Usage()
+    usd: float = 0.0
+    latency_s: float = 0.0
+    attempts: int = 1
+    time: float = 0.0
+
+
+@dataclasses.dataclass
+class Spent:
+    """What all calls of a ledger have cost."""
+
+    usd: float = 0.0
+    tokens: int = 0
+    calls: int = 0
+
+    def add(self, entry: Entry) -> None:
+        self.usd += entry.usd
+        self.tokens += entry.usage.total
+        self.calls += 1
+
+
+class Ledger:
+    """The calls of one run; in memory only where `path` is None.
+
+    Args:
+      path: the file; made where it is missing, unless `read_only`.
+      read_only: a replay: nothing is repaired and nothing may be appended.
+
+    Raises:
+      JudgeError: a line other than the last is damaged, or there is no file to replay.
+    """
+
+    def __init__(self, path: Path | None, *, read_only: bool = False):
+        self.spent = Spent()
+        self._read_only = read_only
+        self._answered: dict[str, Entry] = {}
+        self._by_address: dict[tuple[str, str], Entry] = {}
+        self._blobs: dict[str, str | None] = {}  # a prompt's text is not kept
+        self._file = None
+        if path is None:
+            return
+        if read_only and not path.is_file():
+            raise JudgeError(f"judge.replay={str(path)!r}: there is no such ledger")
+        if path.exists():
+            self._read(path)
+        if not read_only:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
+
+    def answered(self, key: str) -> Entry | None:
+        """The call of this content that was answered, if any was."""
+        return self._answered.get(key)
+
+    def at(self, key: str, address: str) -> Entry | None:
+        """What the run got at `address`: its last call there, else the answer to the
+        same content elsewhere."""
+        return self._by_address.get((key, address)) or self._answered.get(key)
+
+    def append(self, entry: Entry, prompt: str) -> None:
+        """Records a call; raises OSError where the disk refuses it."""
+        if self._read_only:
+            raise ValueError("a ledger that is replayed is not written to")
+        self._count(entry)
+        if self._file is None:
+            return
+        fields = dataclasses.asdict(entry)
+        lines = []
+        for name, text in (("prompt", prompt), ("answer", entry.answer)):
+            fields[name] = None
+            if text is not None:
+                encoded = text.encode("utf-8", errors="replace")
+                fields[name] = digest = hashlib.sha256(encoded).hexdigest()
+                if digest not in self._blobs:
+                    self._blobs[digest] = None
+                    packed = base64.b64encode(zlib.compress(encoded, 9)).decode()
+                    lines.append({"blob": digest, "zlib": packed})
+        lines.append({"call": fields})
+        self._file.write("".join(json.dumps(x) + "\n" for x in lines).encode())
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Returns when all that was appended is on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self.sync()
+            self._file.close()
+            self._file = None
+
+    def _count(self, entry: Entry) -> None:
+        self.spent.add(entry)
+        self._by_address[entry.key, entry.address] = entry
+        if entry.outcome == ANSWERED:
+            self._answered[entry.key] = entry
+
+    def _read(self, path: Path) -> None:
+        whole = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break  # torn: the crash came while it was being written
+                try:
+                    self._take(json.loads(line))
+                except (ValueError, KeyError, TypeError, zlib.error) as e:
+                    raise JudgeError(
+                        f"{path}:{number}: not a line of a judge ledger ({e!r}); move "
+                        "the file away, or remove that line: its call is asked again"
+                    ) from e
+                whole += len(line)
+        if whole < path.stat().st_size and not self._read_only:
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+    def _take(self, row: dict[str, Any]) -> None:
+        if "blob" in row:
+            text = zlib.decompress(base64.b64decode(row["zlib"])).decode()
+            self._blobs[row["blob"]] = text
+            return
+        fields = dict(row["call"])
+        self._blobs[fields.pop("prompt")] = None
+        answer = fields.pop("answer")
+        if answer is not None:
+            fields["answer"] = self._blobs[answer]
+        self._count(Entry(**fields | {"usage": Usage(**fields["usage"])}))

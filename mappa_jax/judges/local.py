@@ -1,0 +1,77 @@
+"""A model of our own as the judge, without an endpoint.
+
+It writes nothing: the score is the mean over the whole numbers 0 to 10, each weighted
+by its probability as the model's answer. So a weak model's leaning counts as well as
+its first choice, and the same content always gets the same score.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from mappa_jax.config import JudgeConfig
+from mappa_jax.judges.base import JudgeError
+from mappa_jax.judges.provider import Fault, Reply, Usage
+from mappa_jax.types import MissingReason
+
+SCORES = tuple(range(11))
+
+
+class PromptTooLong(ValueError):
+    """A prompt is longer than the judge's context."""
+
+
+class Scorer(Protocol):
+    """A model that says how likely each of the answers "0" to "10" is."""
+
+    def __call__(self, text: str) -> tuple[np.ndarray, int]:
+        """[11] probabilities that sum to one, and the prompt's tokens.
+
+        Raises:
+          PromptTooLong: the prompt does not fit.
+        """
+
+
+class LocalProvider:
+    """See `Provider`. One prompt at a time; the event loop is not held up."""
+
+    name = "local"
+    form = "number"
+
+    def __init__(
+        self, config: JudgeConfig, make_scorer: Callable[[str], Scorer] | None
+    ):
+        if make_scorer is None:
+            raise JudgeError("judge.provider='local' cannot be used here")
+        self.model = config.model
+        self._make_scorer = make_scorer
+        self._scorer: Scorer | None = None
+        self._turn = asyncio.Lock()
+
+    def settings(self) -> Mapping[str, Any]:
+        return {"scores": list(SCORES)}
+
+    async def open(self) -> None:
+        """Loads the weights; raises what the registry raises."""
+        self._scorer = await asyncio.to_thread(self._make_scorer, self.model)
+
+    async def ask(self, text: str) -> Reply | Fault:
+        async with self._turn:
+            try:
+                chances, tokens = await asyncio.to_thread(self._scorer, text)
+            except PromptTooLong as e:
+                detail = f"{e}: lower judge.field_tokens or judge.prompt_tokens"
+                return Fault(MissingReason.TRUNCATED, detail)
+        score = float(np.dot(chances, SCORES))
+        likely = sorted(SCORES, key=lambda s: -chances[s])[:3]
+        said = ", ".join(f"{s}: {chances[s]:.0%}" for s in likely)
+        verdict = {"rationale": f"most likely {said}", "score": score}
+        return Reply(json.dumps(verdict), Usage(prompt=tokens))
+
+    async def aclose(self) -> None:
+        self._scorer = None

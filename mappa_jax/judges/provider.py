@@ -1,0 +1,111 @@
+"""What a judge model's endpoint must offer; one file per provider implements it.
+
+A provider sends one prompt and says what came back: text with its usage, or a `Fault`.
+Everything that calls have in common (limits, retries, the ledger, the budget, the
+reading of the verdict) is in calls.py and done once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import email.utils
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from mappa_jax.judges.prompts import Form
+from mappa_jax.types import MissingReason
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Tokens of one call, as the provider counts them.
+
+    Attributes:
+      prompt: read, the cached ones included.
+      cached: of them, read from the provider's cache.
+      answer: written, thinking apart.
+      thinking: thought, billed like the answer.
+    """
+
+    prompt: int = 0
+    cached: int = 0
+    answer: int = 0
+    thinking: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.answer + self.thinking
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What a judge model wrote, thoughts left out."""
+
+    text: str
+    usage: Usage = Usage()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A call that gave no answer.
+
+    Attributes:
+      reason: as it will stand in a `Missing`.
+      detail: for a person.
+      passing: whether it is worth asking again.
+      down: whether it speaks of the endpoint rather than of this call.
+      retry_after_s: the pause that the server asked for, or None.
+      usage: what was paid for all the same.
+    """
+
+    reason: MissingReason
+    detail: str
+    passing: bool = False
+    down: bool = False
+    retry_after_s: float | None = None
+    usage: Usage = Usage()
+
+
+class Provider(Protocol):
+    """One endpoint and model. Safe to call from many tasks of one event loop."""
+
+    name: str
+    model: str
+
+    @property
+    def form(self) -> Form:
+        """How the model is to write its verdict: by a schema, or fenced in text."""
+
+    def fall_back(self) -> bool:
+        """Takes to another form, as the endpoint may not know this one.
+
+        False where there is no other. Called before the first call of the run only,
+        and only of a provider that asks by a schema.
+        """
+
+    def settings(self) -> Mapping[str, Any]:
+        """What an answer depends on besides the prompt; JSON values, no secrets."""
+
+    async def open(self) -> None:
+        """Makes ready for the first call. Raises JudgeError."""
+
+    async def ask(self, text: str) -> Reply | Fault:
+        """One attempt. Raises nothing for a fault of the outside world."""
+
+    async def aclose(self) -> None:
+        """Releases connections."""
+
+
+def after_seconds(header: str) -> float | None:
+    """A Retry-After header in seconds from now; it may be a number or a date."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            when = email.utils.parsedate_to_datetime(header)
+            seconds = when.timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
