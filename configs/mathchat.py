@@ -40,6 +40,7 @@ def get_config(arg=None):
 
     config.judge.provider = "gemini"
     config.judge.model = "gemini-2.5-flash"
+    config.judge.thinking_tokens = 4096  # below judge.max_output_tokens
     # DeepSeek's template has no tool turn.
     config.workflow.tool_role = arg != "r1-distill-1.5b"
     config.workflow.tool_output_tokens = 2048

@@ -19,7 +19,7 @@ from mappa_jax.learning.update import Learner, TeamState, init_state
 from mappa_jax.metrics import MetricWriter
 from mappa_jax.rollout import Stage
 from mappa_jax.tools import make_sandbox
-from mappa_jax.train import Progress, Run
+from mappa_jax.train import Progress, Run, check_best, owes_evaluation
 from mappa_jax.workflows import WORKFLOWS
 from mappa_jax.workflows.base import Workflow, brief
 
@@ -126,8 +126,10 @@ async def assemble(
     data = load_data(config.data)
     for found in data.overlap:
         log.warning("evaluation problem in the training pool: %s", found)
+    check_best(config, data)
     progress.start(0, "weights", 1)
     models = parts.load_models(config, cache)
+    learner = Learner(models.policy, config, models.mesh)
     async with stages(config, models, cache, workdir=workdir) as (stage, eval_stage):
         trainable, frozen = models.init_weights(config)
         state = init_state(trainable, config, models.mesh)
@@ -136,10 +138,11 @@ async def assemble(
         if (latest := checkpoints.latest()) is not None:
             state, extra = checkpoints.restore(latest, state)
             start = data.train.restore(extra["data"])
-        learner = Learner(models.policy, config, models.mesh)
-        if start < config.steps:
+        learns = start < config.steps
+        if learns or owes_evaluation(config, workdir, start):
             progress.start(start, "compile", 1)
             stage.engine.warm_up(state.trainable, frozen)
+        if learns:
             learner.warm_up(state, frozen)
         writer = MetricWriter(workdir, resume_step=start + 1)
         try:

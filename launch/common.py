@@ -158,10 +158,13 @@ def _expected() -> tuple[type[Exception], ...]:
     )
 
 
-def run_until_interrupted(work: Coroutine[Any, Any, Any]) -> Any:
+def run_until_interrupted(
+    work: Coroutine[Any, Any, Any],
+    stopped: str = "saved; the same command goes on from there",
+) -> Any:
     """Runs `work`; the first SIGINT or SIGTERM cancels it, so that it can save.
 
-    Exits with 130 (143 for SIGTERM) once it has.
+    Exits with 130 (143 for SIGTERM) once it has, saying `stopped`.
     """
     received: list[int] = []
 
@@ -171,7 +174,7 @@ def run_until_interrupted(work: Coroutine[Any, Any, Any]) -> Any:
 
         def stop(number: int) -> None:
             received.append(number)
-            print("\nstopping: saving what is whole ...", file=sys.stderr, flush=True)
+            print("\nstopping ...", file=sys.stderr, flush=True)
             task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -183,7 +186,7 @@ def run_until_interrupted(work: Coroutine[Any, Any, Any]) -> Any:
     except asyncio.CancelledError:
         if not received:
             raise
-        print("saved; the same command goes on from there", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         sys.exit(128 + received[0])
 
 
@@ -211,7 +214,10 @@ def claim_workdir(workdir: Path, config: Any) -> None:
                 + ", ".join(CHANGEABLE)
                 + " may be changed)"
             )
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as e:
+        raise configs.ConfigError(f"--workdir={workdir}: not a folder") from e
     part = path.with_suffix(".part")
     part.write_text(json.dumps(mine, indent=1) + "\n")
     part.replace(path)

@@ -43,7 +43,8 @@ def main(argv: list[str]) -> None:
     config = common.read_config(workdir)
     with ConsoleProgress(config.steps) as progress:
         rows = common.run_until_interrupted(
-            _evaluate_all(config, workdir, cache, progress, _WHO.value)
+            _evaluate_all(config, workdir, cache, progress, _WHO.value),
+            stopped="the evaluation under way is lost; those before it are written",
         )
     print_evaluations(progress.console, rows)
 

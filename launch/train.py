@@ -51,10 +51,10 @@ async def _train(config, workdir: Path, cache: Path, progress: ConsoleProgress) 
     from assembly import assemble
 
     async with assemble(config, workdir, cache, progress) as (run, state, start):
-        if start >= config.steps:
-            return True
-        from mappa_jax.train import train
+        from mappa_jax.train import owes_evaluation, train
 
+        if start >= config.steps and not owes_evaluation(config, workdir, start):
+            return True
         await train(run, state, start)
         return False
 

@@ -20,7 +20,7 @@ from typing import Any
 from mappa_jax.answer_process import AnswerProcess, GradingError
 from mappa_jax.types import Outcome, Task
 
-__all__ = ["Grade", "Grader", "GradingError", "extract_boxed", "grade"]
+__all__ = ["Grade", "Grader", "GradingError", "extract_boxed"]
 
 _BOX_TOKENS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]{1,40})?")
@@ -58,16 +58,6 @@ def extract_boxed(text: str) -> str | None:
             if boxed and (last is None or start > last[0]):
                 last = (start, token.start())
     return None if last is None else text[slice(*last)].strip()
-
-
-def grade(task: Task, text: str, seconds: float) -> Outcome | None:
-    """Grades one text with a worker of its own; for many texts use a `Grader`."""
-    grader = Grader(workers=1, seconds=seconds)
-    try:
-        graded = grader.grade_now(task, text)
-    finally:
-        grader.close()
-    return None if graded is None else graded.outcome
 
 
 class Grader:

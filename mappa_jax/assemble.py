@@ -68,6 +68,11 @@ def load_models(config: Config, cache: Path) -> Models:
                 f"{key}: its vocabulary differs from {names[0]}'s ({first!r}); agents "
                 "of one team must share a tokenizer"
             )
+        if tokenizers[model].chat != tokenizers[first].chat:
+            raise ConfigError(
+                f"{key}: its chat template or its stop tokens differ from "
+                f"{names[0]}'s ({first!r}); agents of one team must share them"
+            )
         if shapes[model] != shapes[first]:
             raise ConfigError(
                 f"{key}: its architecture differs from {names[0]}'s ({first!r}); "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import types
 import typing
@@ -112,7 +113,7 @@ class JudgeConfig:
     prompts: str = ""  # a folder with templates of your own; "": the package's
     field_tokens: int = 4096  # longest field shown, in about-tokens of 4 characters
     prompt_tokens: int = 16384  # likewise all fields together
-    max_output_tokens: int = 4096  # per answer, thinking included
+    max_output_tokens: int = 8192  # per answer, thinking included
     concurrency: int = 32
     rpm: int = 0  # requests a minute; 0: no limit
     tpm: int = 0  # tokens a minute, answers included; 0: no limit
@@ -164,8 +165,8 @@ class RewardConfig:
     outcome_weight: float = 0.0
     outcome_to: Literal["last", "all"] = "all"
     outcome_only: bool = False  # weights 0 and 1, to all, whatever stands above
-    # An action's reward gets so much of the reward of the same agent's next action in
-    # the trajectory, and so on; 0: every action stands for itself.
+    # An action's score gets so much of the score of the same agent's next action in the
+    # trajectory, and so on; 0: every action stands for itself.
     turn_discount: float = 0.0
     shuffle: bool = False  # a control: permute scores between an agent's actions
 
@@ -391,6 +392,44 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
+INFINITY = float("inf")
+# Ranges of numbers that nothing else restricts, both ends included.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "data.seed": (0, 2**31 - 1),
+    "data.subset": (0, INFINITY),
+    "data.subset_seed": (0, 2**31 - 1),
+    "data.train_size": (1, INFINITY),
+    "data.eval_size": (0, INFINITY),
+    "data.grade_seconds": (1e-3, INFINITY),
+    "eval.every": (0, INFINITY),
+    "eval.temperature": (0, INFINITY),
+    "eval.bootstrap": (1, INFINITY),
+    "objective.eps_low": (0, 1),
+    "objective.eps_high": (0, INFINITY),
+    "objective.fixed_length": (1, INFINITY),
+    "objective.is_truncation": (0, INFINITY),
+    "optimizer.beta1": (0, 0.999999),
+    "optimizer.beta2": (0, 0.999999),
+    "optimizer.eps": (0, INFINITY),
+    "optimizer.weight_decay": (0, INFINITY),
+    "optimizer.max_grad_norm": (1e-12, INFINITY),
+    "optimizer.warmup_fraction": (0, 1),
+    "optimizer.final_fraction": (0, 1),
+    "optimizer.total_updates": (0, INFINITY),
+    "kl.rate": (0, 5),
+    "sandbox.wall_seconds": (1e-3, INFINITY),
+    "sandbox.cpu_seconds": (1, INFINITY),
+    "sandbox.memory_mb": (16, INFINITY),
+    "sandbox.processes": (1, INFINITY),
+    "sandbox.file_mb": (1, INFINITY),
+    "sandbox.output_bytes": (1, INFINITY),
+    "workflow.tool_output_tokens": (1, INFINITY),
+    "workflow.handoff_tokens": (1, INFINITY),
+    "lora.alpha": (1e-12, INFINITY),
+}
+
+
 def _check(config: Config) -> None:
     """Refuses values that cannot work together."""
 
@@ -403,6 +442,10 @@ def _check(config: Config) -> None:
 
     if not config.agents:
         refuse("agents", "the team needs at least one agent")
+    for key, (low, high) in BOUNDS.items():
+        value = functools.reduce(getattr, key.split("."), config)
+        if not low <= value <= high:
+            refuse(key, f"must be in {low}..{high}, got {value}")
     positive("steps", config.steps)
     context = config.sampler.context
     for name, agent in config.agents.items():
@@ -414,6 +457,10 @@ def _check(config: Config) -> None:
         if agent.min_new_tokens > agent.max_new_tokens:
             refuse(f"{key}.min_new_tokens", "exceeds max_new_tokens")
         positive(f"{key}.temperature", agent.temperature)
+        if not 0 <= agent.learning_rate < INFINITY:
+            refuse(f"{key}.learning_rate", f"got {agent.learning_rate}")
+        if not all(agent.stop):
+            refuse(f"{key}.stop", "an empty string would end every action at once")
         if not 0 < agent.top_p <= 1:
             refuse(f"{key}.top_p", f"must be in (0, 1], got {agent.top_p}")
         if agent.top_k < 0:

@@ -43,7 +43,7 @@ def training_path(workdir: str | os.PathLike[str], step: int) -> pathlib.Path:
 def evaluation_path(
     workdir: str | os.PathLike[str], step: int, source: str
 ) -> pathlib.Path:
-    """Where the trajectories of an evaluation before iteration `step` lie."""
+    """Where the trajectories of an evaluation after `step` iterations lie."""
     name = re.sub(r"[^\w.-]+", "_", source)
     return pathlib.Path(workdir) / "trajectories" / f"eval_{step:06d}_{name}.jsonl"
 

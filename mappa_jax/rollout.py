@@ -190,9 +190,7 @@ async def _episode(
 
 
 async def _outcome(stage, task, actions) -> Outcome | None:
-    """None where there is no ground truth."""
-    if task.answer is None:
-        return None
+    """None where the grader has no ground truth."""
     last = stage.workflow.roles[-1].name
     final = actions[-1].content if actions and actions[-1].agent == last else ""
     return await stage.grader.grade(task, final)

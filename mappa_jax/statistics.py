@@ -16,23 +16,6 @@ from mappa_jax.types import Trajectory
 _RIGHT = 1.0 - 1e-6  # a scorer may give partial credit; pass@k counts full marks
 
 
-def avg_at_k(scores: ArrayLike) -> float:
-    """The mean over problems of the mean over samples.
-
-    Args:
-      scores: [P, k].
-
-    Raises:
-      ValueError: not of that shape, empty, or not finite.
-    """
-    scores_Pxk = np.asarray(scores, np.float64)
-    if scores_Pxk.ndim != 2 or scores_Pxk.size == 0:
-        raise ValueError(f"scores must be [problems, k], got {scores_Pxk.shape}")
-    if not np.isfinite(scores_Pxk).all():
-        raise ValueError("scores must be finite; leave ungraded samples out")
-    return float(scores_Pxk.mean())
-
-
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> np.ndarray:
     """The unbiased estimate of P(at least one of k samples is right).
 

@@ -162,10 +162,12 @@ class ScriptedJudge:
 
 
 class ScriptedGrader:
-    """Right (1.0) where the text contains the reference answer."""
+    """Right (1.0) where the text contains the reference answer; None without one."""
 
-    async def grade(self, task: Task, text: str) -> Outcome:
-        return Outcome(float((task.answer or "") in text), text)
+    async def grade(self, task: Task, text: str) -> Outcome | None:
+        if task.answer is None:
+            return None
+        return Outcome(float(task.answer in text), text)
 
 
 class Silent:

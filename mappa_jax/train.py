@@ -18,6 +18,8 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -78,26 +80,26 @@ class Run:
 async def train(run: Run, state: TeamState, start: int) -> TeamState:
     """Runs iterations start + 1 to config.steps; the last state is saved on return.
 
-    Cancelling the task abandons the iteration under way: the state after the last
-    whole one is saved before `CancelledError` goes on.
+    Cancelling the task, or an error, abandons the iteration under way: the state after
+    the last whole one is saved before the exception goes on. An evaluation that was
+    abandoned is made when the run goes on.
 
     Raises:
-      ConfigError: checkpoint.best_metric names nothing that will be measured.
       TooManyMissing: too large a share of a batch has no verdict; the state before
         that batch is saved.
       CheckpointError: the state could not be saved; earlier steps are whole.
     """
-    config, done = run.config, start
-    _check_best(run)
+    config, done, metrics = run.config, start, {}
     # Evaluations of weights that are gone would stand there twice.
     truncate_from(run.workdir / "evaluations.jsonl", start + 1 if start else 0)
     run.progress.watch(run.stage.judge.meter)
-    await _forecast(run, state, start)
-    saved = run.checkpoints.latest()
+    saved = run.checkpoints.latest() or 0
     ahead: _Batch | None = None  # the next batch, its verdicts on their way
     try:
-        if start == 0 and config.eval.at_start:
-            await _evaluate(run, state, 0)
+        if owes_evaluation(config, run.workdir, start):
+            await _evaluate(run, state, start)
+        if start < config.steps:
+            await _forecast(run, state, start)
         for step in range(start + 1, config.steps + 1):
             batch = ahead or await _roll(run, state, step)
             ahead = None
@@ -105,24 +107,52 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
                 ahead = await _roll(run, state, step + 1)
             state, metrics = await _learn(run, state, batch)
             done = step  # whatever is cancelled from here on, the state is this one
-            if _due(config.eval.every, step) or (
-                config.eval.at_end and step == config.steps
-            ):
-                metrics["eval"] = await _evaluate(run, state, step)
-            run.writer.write(step, metrics)
+            try:
+                if _evaluates(config, step):
+                    metrics["eval"] = await _evaluate(run, state, step)
+            finally:
+                run.writer.write(step, metrics)
             run.progress.finish(step, metrics)
-            if step % config.checkpoint.every == 0 or step == config.steps:
+            if _saves(config, step):
                 _save(run, state, step, metrics)
                 saved = step
-    except (asyncio.CancelledError, TooManyMissing):
-        if done > (saved or 0):
-            _save(run, state, done, {})
+    except BaseException:
+        if done > saved:
+            _save(run, state, done, metrics)
         raise
     finally:
         if ahead is not None:
             ahead.rolling.cancel()
         run.checkpoints.wait()
     return state
+
+
+def _evaluates(config: Config, step: int) -> bool:
+    """Whether the team is tried on held-out problems after `step` iterations."""
+    if step == 0:
+        return config.eval.at_start
+    due = bool(config.eval.every) and step % config.eval.every == 0
+    return due or (config.eval.at_end and step == config.steps)
+
+
+def owes_evaluation(config: Config, workdir: Path, step: int) -> bool:
+    """Whether an evaluation after `step` iterations is due and was not finished."""
+    path = workdir / "evaluations.jsonl"
+    if not _evaluates(config, step):
+        return False
+    if step == 0 or not path.exists():
+        return True
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return not any(row["step"] == step and row["label"] == "team" for row in rows)
+
+
+def _saves(config: Config, step: int) -> bool:
+    best = config.checkpoint.best_metric.startswith("eval/")
+    return (
+        step % config.checkpoint.every == 0
+        or step == config.steps
+        or (best and _evaluates(config, step))
+    )
 
 
 FREE = ("rubric", "local")  # judges that cost nothing but time
@@ -143,14 +173,18 @@ async def _forecast(run: Run, state: TeamState, start: int) -> None:
         run.progress.note(str(expected))
 
 
-def _check_best(run: Run) -> None:
-    """Refuses a checkpoint.best_metric that no iteration of this run will have."""
-    best, config = run.config.checkpoint.best_metric, run.config
+def check_best(config: Config, data: Data) -> None:
+    """Refuses a checkpoint.best_metric that no iteration will have.
+
+    Raises:
+      ConfigError: with those that there are.
+    """
+    best = config.checkpoint.best_metric
     if not best:
         return
     known = [f"agents/{a}/score" for a in config.agents] + ["team/success"]
     if config.eval.every or config.eval.at_end:
-        known += [f"eval/{s}/{m}" for s in run.data.eval for m in ("avg", "pass")]
+        known += [f"eval/{s}/{m}" for s in data.eval for m in ("avg", "pass")]
     if best not in known:
         raise ConfigError(
             f"config.checkpoint.best_metric: no iteration will have {best!r}; choose "
@@ -158,13 +192,10 @@ def _check_best(run: Run) -> None:
         )
 
 
-def _due(every: int, step: int) -> bool:
-    return bool(every) and step % every == 0
-
-
 def _save(run: Run, state: TeamState, step: int, metrics: dict[str, Any]) -> None:
     extra = {"data": run.data.train.state(step), "seed": run.config.seed}
-    run.checkpoints.save(step, state, extra, flatten(metrics))
+    known = {k: v for k, v in flatten(metrics).items() if math.isfinite(v)}
+    run.checkpoints.save(step, state, extra, known)
 
 
 @dataclasses.dataclass(frozen=True)

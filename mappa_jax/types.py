@@ -269,7 +269,8 @@ class Trajectory:
       sample: which of the task's samples this is.
       actions: in the order in which they were taken.
       verdicts: one per action, in the same order; empty before judging.
-      outcome: None where the task has no ground truth or the run has failed.
+      outcome: None where the task has no ground truth, or where the run has ended
+        early for a reason that the team did not cause.
       failure: why the run ended early ("prompt too long: ..."), or None.
     """
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from mappa_jax.answers import Grader, extract_boxed, grade
+from mappa_jax.answers import Grader, extract_boxed
 from mappa_jax.types import Outcome, Task
 
 
@@ -170,7 +170,3 @@ def test_families_of_reasoning_gym_score_their_own_way():
         grader.close()
     assert right.outcome.score == 1.0
     assert wrong.outcome.score < 1.0
-
-
-def test_a_single_grade_needs_no_grader():
-    assert grade(_task("1/2"), r"\boxed{0.5}", seconds=5.0) == Outcome(1.0, "0.5")

@@ -18,6 +18,7 @@ from mappa_jax.types import (
     Missing,
     MissingReason,
     Observation,
+    Outcome,
     Role,
     Task,
     ToolFault,
@@ -254,6 +255,17 @@ async def test_what_the_team_made_too_long_counts_as_no_answer():
     assert trajectory.failure == "prompt too long: 99 tokens"
     assert [type(v) for v in trajectory.verdicts] == [Verdict]  # of what was done
     assert success(rolled.trajectories) == {"success": 0.0, "graded": 1, "failed": 1}
+
+
+async def test_a_task_without_a_reference_may_have_a_scorer_of_its_own():
+    class Scorer:
+        async def grade(self, task, text):
+            assert task.answer is None
+            return Outcome(0.75, text)
+
+    stage = dataclasses.replace(make_stage(ScriptedJudge()), grader=Scorer())
+    rolled = await run(stage, tasks=[dataclasses.replace(TASK, answer=None)])
+    assert rolled.trajectories[0].outcome == Outcome(0.75, "last")
 
 
 async def test_a_bug_in_a_workflow_is_not_swallowed():

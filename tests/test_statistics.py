@@ -9,16 +9,6 @@ from mappa_jax import statistics
 from mappa_jax.types import Outcome, Task, Trajectory
 
 
-def test_avg_at_k_is_the_mean_over_problems_and_samples():
-    assert statistics.avg_at_k([[1, 0, 0, 0], [1, 1, 0, 1]]) == 0.5
-
-
-@pytest.mark.parametrize("scores", [[], [1.0, 0.0], [[np.nan, 1.0]]])
-def test_avg_at_k_refuses_what_is_no_table_of_scores(scores):
-    with pytest.raises(ValueError):
-        statistics.avg_at_k(scores)
-
-
 def test_pass_at_k_equals_the_share_of_subsets_with_a_right_sample():
     n, k = 6, 3
     for c in range(n + 1):

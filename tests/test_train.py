@@ -19,12 +19,12 @@ import pytest
 
 from mappa_jax import records
 from mappa_jax.checkpoints import Checkpoints
-from mappa_jax.config import CheckpointConfig, ConfigError, resolve
+from mappa_jax.config import CheckpointConfig, ConfigError, EvalConfig, resolve
 from mappa_jax.data import load_data
 from mappa_jax.learning.update import TeamState
 from mappa_jax.metrics import MetricWriter
 from mappa_jax.testing import ScriptedJudge, Silent
-from mappa_jax.train import TooManyMissing, train
+from mappa_jax.train import TooManyMissing, check_best, owes_evaluation, train
 from mappa_jax.types import Verdict
 
 STEPS = 4
@@ -155,6 +155,9 @@ def resumed(assemble, tiny, loop, tmp_path_factory, whole):
 
     with pytest.raises(asyncio.CancelledError):
         loop(stopped())
+    others = workdir / "evaluations.jsonl"  # launch/evaluate.py was run meanwhile
+    with others.open("a") as file:
+        file.write(json.dumps({"step": 2, "label": "single", "sources": {}}) + "\n")
     saved = sorted(p.name for p in (workdir / "checkpoints").iterdir())
     start, state = loop(gone_on())
     return SimpleNamespace(workdir=workdir, saved=saved, start=start, state=state)
@@ -277,6 +280,15 @@ def tokens_of(workdir, step):
     return [[a.token_ids.tolist() for a in t.actions] for t in found]
 
 
+def test_a_resumed_run_keeps_the_evaluations_of_what_it_keeps(resumed):
+    rows = lines(resumed.workdir / "evaluations.jsonl")
+    assert [(row["step"], row["label"]) for row in rows] == [
+        (2, "team"),
+        (2, "single"),
+        (4, "team"),
+    ]
+
+
 def test_a_seed_is_repeatable_and_seeds_differ(
     assemble, tiny, loop, whole, resumed, tmp_path
 ):
@@ -369,11 +381,20 @@ def test_with_staleness_the_next_batch_is_sampled_before_the_update(
     assert second["agents/solver/mismatch"] > 1e-3
 
 
-def test_a_best_metric_that_nothing_measures_is_refused(live, loop, tmp_path):
-    checkpoint = CheckpointConfig(best_metric="eval/chain_sum/average")
-    with pytest.raises(ConfigError, match="best_metric.*eval/chain_sum/avg"):
-        loop(live.train(tmp_path, ScriptedJudge(varied), checkpoint=checkpoint))
-    assert not (tmp_path / "trajectories").exists()
+def test_a_best_metric_that_nothing_measures_is_refused(live):
+    def best(metric, **changes):
+        checkpoint = CheckpointConfig(best_metric=metric)
+        config = dataclasses.replace(live.run.config, checkpoint=checkpoint, **changes)
+        check_best(config, live.run.data)
+
+    best("eval/chain_sum/avg")
+    best("team/success", eval=EvalConfig())
+    for metric, changes in (
+        ("eval/chain_sum/average", {}),
+        ("eval/chain_sum/avg", {"eval": EvalConfig()}),  # never evaluated
+    ):
+        with pytest.raises(ConfigError, match="best_metric.*team/success"):
+            best(metric, **changes)
 
 
 def test_evaluations_of_iterations_made_again_are_dropped(live, loop, tmp_path):
@@ -456,9 +477,18 @@ def test_a_run_cancelled_in_its_evaluation_saves_the_iteration(live, loop, tmp_p
     with pytest.raises(asyncio.CancelledError):
         progress = CancelsInEvaluation()
         loop(live.train(tmp_path, ScriptedJudge(varied), progress=progress))
-    assert (
-        Checkpoints(tmp_path / "checkpoints", live.run.config.checkpoint).latest() == 2
-    )
+    config = live.run.config
+    assert Checkpoints(tmp_path / "checkpoints", config.checkpoint).latest() == 2
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    # It is made when the run goes on, and not again after that.
+    assert owes_evaluation(config, tmp_path, 2)
+    assert not owes_evaluation(config, tmp_path, 1)
+    line = {"step": 2, "label": "trained", "sources": {}}
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+    assert owes_evaluation(config, tmp_path, 2)
+    line["label"] = "team"
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+    assert not owes_evaluation(config, tmp_path, 2)
 
 
 def test_a_damaged_config_json_is_named(tmp_path):

@@ -34,6 +34,11 @@ def read_text(path: pathlib.Path) -> str:
         raise DataError(f"{path}: not UTF-8 text ({error}); convert it") from error
 
 
+def _refuse_constant(name: str) -> None:
+    """NaN and Infinity, which Python reads and JSON does not have."""
+    raise json.JSONDecodeError(f"{name} is not JSON", name, 0)
+
+
 def parse_lines(text: str, path: pathlib.Path) -> list[tuple[str, Mapping[str, Any]]]:
     """JSON lines as (where, object) pairs; empty lines are skipped.
 
@@ -47,7 +52,7 @@ def parse_lines(text: str, path: pathlib.Path) -> list[tuple[str, Mapping[str, A
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_refuse_constant)
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{where}: not valid JSON ({error.msg} at column {error.colno}); "
@@ -66,7 +71,7 @@ def parse_rows(text: str, path: pathlib.Path) -> list[tuple[str, Mapping[str, An
     if not text.lstrip().startswith("["):
         return parse_lines(text, path)
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: not valid JSON ({error.msg}); expected a list of "

@@ -52,6 +52,19 @@ class Family:
                 )
 
 
+def check_params(params: Mapping[str, Any]) -> None:
+    """Refuses parameters of families that there are not: a mistyped name would leave
+    the family that was meant at its defaults."""
+    from reasoning_gym.factory import DATASETS
+
+    for name in params:
+        if name not in DATASETS:
+            raise DataError(
+                f"data.params.{name}: reasoning_gym has no such family"
+                f"{_like(name, DATASETS)}"
+            )
+
+
 def load_reasoning_gym(
     family: Family,
     split: Literal["train", "test"],

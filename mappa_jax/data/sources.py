@@ -136,6 +136,7 @@ def _reasoning_gym(
 ) -> Sequence[Task]:
     from mappa_jax.data import procedural
 
+    procedural.check_params(config.params)
     known = procedural.Family(spec.name, config.params.get(spec.name, {}))
     return procedural.load_reasoning_gym(
         known, split, config.seed, config.train_size, config.eval_size

@@ -109,7 +109,7 @@ def _client(config: JudgeConfig, api_key: str | None) -> genai.Client:
             ) from e
     if not api_key:
         raise JudgeError(
-            "judge.provider='gemini' needs an API key and was given none: get one at "
+            "judge.provider='gemini' needs an API key in GEMINI_API_KEY: get one at "
             f"{KEY_PAGE}, set judge.vertex_project, or set judge.provider='rubric'"
         )
     return genai.Client(

@@ -30,6 +30,7 @@ TEMPLATES = {
     "solver": "mathchat_solver.txt",
     "coder": "mathchat_coder.txt",
     "verifier": "mathchat_verifier.txt",
+    "single": "single.txt",
 }
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 

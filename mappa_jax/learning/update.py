@@ -125,9 +125,14 @@ class Learner:
     """The compiled functions of the learning half, at their one fixed shape.
 
     Everything is compiled ahead of time: another shape raises, nothing recompiles.
+
+    Raises:
+      ConfigError: packing.rows does not divide the mesh.
     """
 
     def __init__(self, policy: Policy, config: Config, mesh: Mesh):
+        rows = (config.packing.rows,)
+        meshlib.check_divides(mesh, "config.packing.rows", rows, ("batch",))
         self._policy = policy
         self._config = config
         self._mesh = mesh
@@ -162,10 +167,6 @@ class Learner:
 
     def _batch_shapes(self) -> TrainBatch:
         where = self._rows_sharding()
-        rows = ("batch",)
-        meshlib.check_divides(
-            self._mesh, "packing.rows", (self._config.packing.rows,), rows
-        )
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             batches.blank(self.shape),
@@ -246,7 +247,7 @@ class Learner:
             old = self._over(self._score, packed, state.trainable, base)
             drift = np.exp(actions.mask * (old - actions.behaviour))
             importance = np.minimum(drift, config.objective.is_truncation)
-        kl = actions.mask * (actions.behaviour - reference)
+        kl = actions.mask * (old - reference)
         advantage = np.asarray(
             self._advantages(
                 *(state.beta, actions.reward, kl),
@@ -439,7 +440,7 @@ def lane_gradient(policy: Policy, config: Config, trainable, beta, base, batch, 
             loss += beta[rows.agent][:, None] * objective.k3(logp, rows.reference)
         per_row = {
             "loss": (rows.weight * loss).sum(1),
-            "kl": (rows.mask * (rows.behaviour - rows.reference)).sum(1),
+            "kl": (rows.mask * (rows.old - rows.reference)).sum(1),
             "clip_fraction": (rows.mask * clipped).sum(1),
             "mismatch": (rows.mask * jnp.abs(logp - rows.behaviour)).sum(1),
             "entropy": -(rows.mask * rows.behaviour).sum(1),

@@ -191,14 +191,16 @@ def _tokenizer(fields: dict[str, Any], path: Path) -> Any:
     core = Tokenizer(models.BPE(vocab, merges))
     core.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre](pre_tokenizers))
     core.decoder = decoders.ByteLevel()
-    control = [
-        AddedToken(token, special=True, normalized=False)
-        for token, type_ in zip(
-            tokens, fields["tokenizer.ggml.token_type"], strict=True
-        )
-        if type_ == gguf.TokenType.CONTROL
-    ]
-    core.add_special_tokens(control)
+    # USER_DEFINED tokens (<think>, <tool_call>) are whole, but part of the text.
+    kinds = {gguf.TokenType.CONTROL: True, gguf.TokenType.USER_DEFINED: False}
+    types = fields["tokenizer.ggml.token_type"]
+    core.add_tokens(
+        [
+            AddedToken(token, special=kinds[type_], normalized=False)
+            for token, type_ in zip(tokens, types, strict=True)
+            if type_ in kinds
+        ]
+    )
     ids = {
         f"{name}_token": tokens[fields[f"tokenizer.ggml.{key}_token_id"]]
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))

@@ -22,6 +22,7 @@ class Tokenizer:
       vocab_size: number of ids.
       stop_ids: the ids that end a turn.
       fingerprint: equal for tokenizers that map ids to the same tokens.
+      chat: equal for tokenizers that render and end turns alike.
 
     Raises:
       ModelError: the folder has no tokenizer, or it has no chat template.
@@ -43,6 +44,7 @@ class Tokenizer:
         self.stop_ids = self._stop_ids(Path(folder))
         vocab = sorted(self._hf.get_vocab().items())
         self.fingerprint = hashlib.sha256(json.dumps(vocab).encode()).hexdigest()
+        self.chat = (self._hf.chat_template, self.stop_ids)
         added = {str(t) for t in self._hf.added_tokens_decoder.values()}
         control = added | set(self._hf.all_special_tokens)
         # Some vocabularies list runs of white space among the added tokens.

@@ -6,7 +6,7 @@ import pytest
 
 from mappa_jax.answers import Grader
 from mappa_jax.config import DataConfig
-from mappa_jax.data import DataError
+from mappa_jax.data import DataError, procedural
 from mappa_jax.data.overlap import normalise
 from mappa_jax.data.sources import load_tasks, parse_sources
 
@@ -66,6 +66,12 @@ def test_too_few_distinct_problems_are_refused():
 def test_bad_parameters_are_named(params, message):
     with pytest.raises(DataError, match=message):
         _load("chain_sum", params={"chain_sum": params})
+
+
+def test_parameters_of_a_family_that_there_is_not_are_refused():
+    procedural.check_params({"chain_sum": {}, "gsm_symbolic": {}})
+    with pytest.raises(DataError, match="data.params.chain_sums: .*chain_sum"):
+        procedural.check_params({"chain_sums": {}})
 
 
 def test_an_unknown_family_suggests_one():

@@ -24,7 +24,7 @@ def fenced(prompt):
     return inside, FENCE.sub("", prompt.text)
 
 
-@pytest.mark.parametrize("role", ["solver", "coder", "verifier"])
+@pytest.mark.parametrize("role", ["solver", "coder", "verifier", "single"])
 def test_golden(make_request, role):
     request = make_request(
         role,

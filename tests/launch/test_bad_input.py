@@ -9,6 +9,7 @@ import pytest
 from mappa_jax import assemble as parts
 from mappa_jax.config import ConfigError, resolve
 from mappa_jax.data import DataError
+from mappa_jax.judges import JudgeError
 from mappa_jax.models import registry
 from mappa_jax.models.config import ModelError
 from mappa_jax.testing import Silent
@@ -131,8 +132,22 @@ def test_a_bad_data_file_is_named_with_its_line(assemble, tiny, tmp_path, text, 
 
 def test_a_judge_without_its_key_is_refused(assemble, tiny, tmp_path, monkeypatch):
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
-    with pytest.raises(ConfigError, match="GEMINI_API_KEY"):
+    with pytest.raises(JudgeError, match="GEMINI_API_KEY"):
         assembled(assemble, tiny, tmp_path / "run", **{"judge.provider": "gemini"})
+
+
+def test_a_team_with_two_chat_templates_is_refused(tiny, cache, tmp_path):
+    """Fine-tunes of one model often differ in nothing else."""
+
+    other = tmp_path / "other"
+    shutil.copytree(registry.resolve("random:tiny", cache), other)
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        if (other / name).exists():
+            text = (other / name).read_text()
+            (other / name).write_text(text.replace("messages", "messages[:]", 1))
+    config = resolve(tiny({"agents.coder.model": str(other)}))
+    with pytest.raises(ConfigError, match="coder.*chat template"):
+        parts.load_models(config, cache)
 
 
 def test_two_bases_under_adapters_are_refused(tiny, cache):

@@ -424,6 +424,15 @@ def test_beta_follows_the_kl_from_one_iteration_to_the_next(bench, trajectories)
     np.testing.assert_allclose(metrics["beta"], 0.051, rtol=1e-6)
 
 
+def test_the_kl_is_the_trainers_where_logprobs_are_recomputed(bench, trajectories):
+    """Behaviour log-probabilities may be of a cut distribution: at the reference the
+    KL is zero all the same."""
+    one = bench(old="recompute")
+    _, _, metrics = one.step(one.pack(trajectories))
+    assert metrics["mismatch"].min() > 0.1  # made-up behaviour log-probabilities
+    np.testing.assert_allclose(metrics["kl"], 0, atol=1e-5)
+
+
 def test_epochs_go_over_the_batch_again(bench, trajectories):
     one = bench()
     learner = copy.copy(one.learner)
@@ -501,16 +510,12 @@ def test_a_mesh_gives_the_update_of_one_device(bench, trajectories, mode, sizes)
         )
 
 
-def test_rows_that_do_not_divide_the_mesh_are_refused_by_name(
-    micro_folder, make_config, make_policy
-):
+def test_rows_that_do_not_divide_the_mesh_are_refused_by_name(make_config, make_policy):
+    """Before any weights are there."""
     config = make_config(packing=PackingConfig(row_tokens=24, rows=6))
     mesh = make_mesh(MeshConfig(1, 8, 1, 1))
-    policy = make_policy(config)
-    trainable, frozen = policies.init(policy, [micro_folder] * 2, mesh, 0, jnp.float32)
-    learner = update.Learner(policy, config, mesh)
-    with pytest.raises(ConfigError, match="packing.rows"):
-        learner.warm_up(update.init_state(trainable, config, mesh), frozen)
+    with pytest.raises(ConfigError, match="config.packing.rows"):
+        update.Learner(make_policy(config), config, mesh)
 
 
 # -- the schedule ------------------------------------------------------------------

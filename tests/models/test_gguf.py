@@ -1,5 +1,7 @@
 """GGUF files written here with the `gguf` library, converted and read back."""
 
+import dataclasses
+
 import gguf
 import jax
 import numpy as np
@@ -107,7 +109,16 @@ def random_params(cfg):
     )
 
 
-def write(path, cfg, params, kind="F32", arch=None, template="{{ messages }}", **extra):
+def write(
+    path,
+    cfg,
+    params,
+    kind="F32",
+    arch=None,
+    template="{{ messages }}",
+    added=gguf.TokenType.CONTROL,
+    **extra,
+):
     arch = arch or cfg.family
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(cfg.n_layers)
@@ -126,8 +137,8 @@ def write(path, cfg, params, kind="F32", arch=None, template="{{ messages }}", *
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(TOKENS)
-    control = [gguf.TokenType.CONTROL] * 2
-    writer.add_token_types([gguf.TokenType.NORMAL] * (len(TOKENS) - 2) + control)
+    plain = [gguf.TokenType.NORMAL] * (len(TOKENS) - 2)
+    writer.add_token_types([*plain, added, added])
     writer.add_token_merges(["h e"])
     writer.add_eos_token_id(len(TOKENS) - 2)
     if template is not None:
@@ -172,6 +183,86 @@ def test_quantised_files_read_back_as_they_dequantise(kind, tmp_path):
     wanted = gguf.GGMLQuantizationType[kind]
     embed = gguf.dequantize(gguf.quants.quantize(params["embed"], wanted), wanted)
     np.testing.assert_array_equal(got["embed"], embed)
+
+
+def by_hand_q4_k(block):
+    """[256] of a block of ggml's Q4_K: two halves' scales and minima in six bits."""
+    d, least = np.frombuffer(block[:4], np.float16).astype(np.float32)
+    packed, quants = block[4:16], np.frombuffer(block[16:], np.uint8)
+    out = []
+    for j in range(8):
+        if j < 4:
+            scale, low = packed[j] & 63, packed[j + 4] & 63
+        else:
+            scale = (packed[j + 4] & 15) | (packed[j - 4] >> 6 << 4)
+            low = (packed[j + 4] >> 4) | (packed[j] >> 6 << 4)
+        part = quants[32 * (j // 2) : 32 * (j // 2) + 32]
+        nibbles = part >> 4 if j % 2 else part & 15
+        out.append(d * scale * nibbles.astype(np.float32) - least * low)
+    return np.concatenate(out)
+
+
+def by_hand_q6_k(block):
+    """[256] of a block of ggml's Q6_K: four low bits, two high ones, 16 scales."""
+    low = np.frombuffer(block[:128], np.uint8)
+    high = np.frombuffer(block[128:192], np.uint8)
+    scales = np.frombuffer(block[192:208], np.int8).astype(np.float32)
+    (d,) = np.frombuffer(block[208:], np.float16).astype(np.float32)
+    out = np.zeros(256, np.float32)
+    for half in range(2):
+        for part in range(4):
+            nibbles = low[64 * half + 32 * (part % 2) :][:32]
+            nibbles = nibbles >> 4 if part >= 2 else nibbles & 15
+            bits = (high[32 * half :][:32] >> (2 * part)) & 3
+            quants = (nibbles | (bits << 4)).astype(np.float32) - 32
+            scale = np.repeat(scales[8 * half + 2 * part :][:2], 16)
+            out[128 * half + 32 * part :][:32] = d * scale * quants
+    return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "by_hand"),
+    [("Q4_K", 144, by_hand_q4_k), ("Q6_K", 210, by_hand_q6_k)],
+)
+def test_k_quants_read_back_as_by_hand(kind, size, by_hand, tmp_path, monkeypatch):
+    """Random blocks; only their float16 scales are kept small and finite."""
+    cfg = CONFIGS["llama"]
+    wide = {"d_model": 256, "d_ff": 256, "head_dim": 256 // cfg.n_heads}
+    cfg = dataclasses.replace(cfg, **wide)
+    plain, blocks = gguf.quants.quantize, {}
+
+    def quantise(value, used):
+        if used.name != kind:
+            return plain(value, used)
+        rng = np.random.default_rng(value.size)
+        raw = rng.integers(0, 256, (value.size // 256, size), np.uint8)
+        scales = np.asarray([0.01, 0.02], np.float16).view(np.uint8)
+        if kind == "Q4_K":
+            raw[:, :4] = scales
+        else:
+            raw[:, 208:] = scales[:2]
+        blocks[value.shape] = raw
+        return raw.reshape(value.shape[0], -1)
+
+    monkeypatch.setattr(gguf.quants, "quantize", quantise)
+    path = write(tmp_path / "m.gguf", cfg, random_params(cfg), kind)
+    ours.convert(path, tmp_path / "out")
+    _, got = hf.numpy_params(tmp_path / "out")
+    raw = blocks[got["embed"].shape]
+    want = np.stack([by_hand(block.tobytes()) for block in raw])
+    np.testing.assert_allclose(got["embed"], want.reshape(got["embed"].shape), 1e-6)
+
+
+def test_user_defined_tokens_are_whole_and_part_of_the_text(tmp_path):
+    """As llama.cpp stores <think> of Qwen3."""
+    cfg = CONFIGS["llama"]
+    added = gguf.TokenType.USER_DEFINED
+    path = write(tmp_path / "m.gguf", cfg, random_params(cfg), added=added)
+    ours.convert(path, tmp_path / "out")
+    tokenizer = Tokenizer(tmp_path / "out")
+    ids = tokenizer.encode("he<|u|>y")
+    assert ids == [TOKENS.index("he"), len(TOKENS) - 1, TOKENS.index("y")]
+    assert tokenizer.decode(ids) == "he<|u|>y"
 
 
 def test_the_tokenizer_comes_along(tmp_path):
