@@ -131,7 +131,13 @@ def _decode_action(row: Mapping[str, Any]) -> Action:
 
 
 def _decode_observation(row: Mapping[str, Any]) -> Observation:
-    return Observation(**{**row, "files": tuple(row["files"])})
+    return Observation(
+        **{
+            **row,
+            "files": tuple(row["files"]),
+            "files_before": tuple(row.get("files_before", ())),
+        }
+    )
 
 
 def _encode_verdict(verdict: Verdict | Missing) -> dict[str, Any]:

@@ -118,6 +118,7 @@ class LocalWorkspace:
         """See `Workspace.run`."""
         config = self._config
         async with self._slots:
+            before = await asyncio.to_thread(_list_files, self._folder)
             finished = await run_process(
                 self._command,
                 code=code,
@@ -134,6 +135,7 @@ class LocalWorkspace:
             exit_status=exit_status,
             limit=_limit(finished, exit_status, config.cpu_seconds),
             files=files,
+            files_before=before,
             seconds=finished.seconds,
         )
 

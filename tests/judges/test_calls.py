@@ -184,7 +184,8 @@ def test_a_budget_is_never_passed(make_request, budget, name, most):
 
     async def main():
         server = Server(Gemini, lambda: slowly(server, 0.01))
-        async with server.judge(ledger, budget=budget, concurrency=32) as judge:
+        limits = {"concurrency": 32, "max_output_tokens": 4096}
+        async with server.judge(ledger, budget=budget, **limits) as judge:
             requests = [make_request("solver", str(n)) for n in range(150)]
             return await asyncio.gather(*map(judge.score, requests)), judge.meter()
 

@@ -20,42 +20,59 @@ LEARNS = {"stop": LETTERS, "learning_rate": 0.03}
 
 
 @pytest.fixture(scope="session")
-def launch(launch_path):
+def command(launch_path):
+    """(script, arguments) -> what subprocess needs to run it."""
+
+    def make(script, *arguments):
+        return {
+            "args": [sys.executable, str(launch_path / script), *map(str, arguments)],
+            "text": True,
+            "cwd": launch_path.parent,
+            "env": os.environ | {"XLA_FLAGS": "", "COLUMNS": "120"},
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def launch(command):
     """(script, arguments) -> what became of it."""
 
     def run(script, *arguments):
-        return subprocess.run(
-            [sys.executable, str(launch_path / script), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=launch_path.parent,
-            env=os.environ | {"XLA_FLAGS": "", "COLUMNS": "120"},
-            timeout=300,
-        )
+        made = command(script, *arguments)
+        return subprocess.run(capture_output=True, timeout=300, **made)
 
     return run
 
 
 @pytest.fixture(scope="session")
-def train(launch, cache):
-    """(workdir, changes) -> launch/train.py on configs/tiny.py, smaller still."""
+def train_arguments(cache):
+    """(workdir, changes) -> the arguments of launch/train.py on configs/tiny.py,
+    smaller still."""
 
-    def run(workdir, **changes):
+    def make(workdir, **changes):
         agents = {
             f"agents.{name}.{key}": value
             for name in ("solver", "coder", "verifier")
             for key, value in LEARNS.items()
         }
         settings = TINIER | agents | changes
-        return launch(
-            "train.py",
+        return [
             "--config=configs/tiny.py",
             f"--workdir={workdir}",
             f"--cache_dir={cache}",
             *(f"--config.{key}={value}" for key, value in settings.items()),
-        )
+        ]
 
-    return run
+    return make
+
+
+@pytest.fixture(scope="session")
+def train(launch, train_arguments):
+    """(workdir, changes) -> what became of a run."""
+    return lambda workdir, **changes: launch(
+        "train.py", *train_arguments(workdir, **changes)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -152,29 +152,49 @@ def assert_close(got, want, rtol=1e-5):
 # -- the slow, plain update ----------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def naive_logprobs(policy, own, frozen, tokens, prompt, temperature):
-    """All logits of one unpadded action under one agent's own weights."""
+@functools.partial(jax.jit, static_argnums=0)
+def naive_logprobs(policy, own, frozen, tokens, total, temperature):
+    """All logits of one action alone in a row, under one agent's own weights: the
+    log-probability of every token but the first, [T - 1]."""
     params = own
     if policy.mode == "lora":
         stacked = jax.tree.map(lambda p: p[None], own)
         params = policies.agent_params(policy, stacked, frozen, 0)
-    t = tokens.shape[0]
-    row = (tokens[None], jnp.arange(t)[None], jnp.full((1, t), t))
+    index = jnp.arange(ROOM)
+    row = (tokens[None], index[None], jnp.where(index < total, total, 0)[None])
     hidden, _ = Decoder(policy.cfg).apply({"params": params}, *row)
     scores = jax.nn.log_softmax(logits(params, policy.cfg, hidden)[0] / temperature)
-    return scores[jnp.arange(prompt - 1, t - 1), tokens[prompt:]]
+    return scores[index[:-1], tokens[1:]]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def naive_gradient(policy, own, frozen, tokens, prompt, temperature, old, adv, weight):
+@functools.partial(jax.jit, static_argnums=0)
+def naive_gradient(policy, own, frozen, tokens, total, temperature, old, adv, weight):
     def loss(own):
-        logp = naive_logprobs(policy, own, frozen, tokens, prompt, temperature)
-        ratio = jnp.exp(logp - old)
+        logp = naive_logprobs(policy, own, frozen, tokens, total, temperature)
+        ratio = jnp.exp(jnp.where(weight > 0, logp - old, 0.0))
         bounded = jnp.clip(ratio, 0.8, 1.2)
-        return -weight * jnp.minimum(ratio * adv, bounded * adv).sum()
+        return -(weight * jnp.minimum(ratio * adv, bounded * adv)).sum()
 
     return jax.grad(loss)(own)
+
+
+ROOM = 24  # one shape, hence one compilation, for actions of all lengths
+
+
+def alone(action):
+    """(tokens padded to ROOM, how many they are, its temperature), and where in
+    [ROOM - 1] its own tokens are predicted."""
+    tokens = np.zeros(ROOM, np.int32)
+    prompt = len(action.prompt_ids)
+    total = prompt + len(action.token_ids)
+    tokens[:total] = np.concatenate([action.prompt_ids, action.token_ids])
+    return (tokens, total, action.temperature), slice(prompt - 1, total - 1)
+
+
+def spread(values, where):
+    out = np.zeros(ROOM - 1, np.float32)
+    out[where] = values
+    return out
 
 
 def naive_update(bench, packed, agent, state):
@@ -187,12 +207,9 @@ def naive_update(bench, packed, agent, state):
     slots = [[s for s in m.slots if s.agent == agent] for m in packed.minibatches]
     kl = np.zeros_like(packed.actions.mask[agent])
     for s in sum(slots, []):
-        a = s.action
-        tokens = np.concatenate([a.prompt_ids, a.token_ids])
-        ref = naive_logprobs(
-            policy, reference, frozen, tokens, len(a.prompt_ids), a.temperature
-        )
-        kl[s.number, : len(a.token_ids)] = a.logprobs - ref
+        row, where = alone(s.action)
+        ref = np.asarray(naive_logprobs(policy, reference, frozen, *row))[where]
+        kl[s.number, : len(ref)] = s.action.logprobs - ref
     x = jax.tree.map(lambda v: v[agent], packed.actions)
     advantage = credit.advantages(
         x.reward,
@@ -216,19 +233,11 @@ def naive_update(bench, packed, agent, state):
         count = sum(len(s.action.token_ids) for s in part)
         grads = jax.tree.map(np.zeros_like, own)
         for s in part:
-            a, n = s.action, len(s.action.token_ids)
-            tokens = np.concatenate([a.prompt_ids, a.token_ids])
-            one = naive_gradient(
-                policy,
-                own,
-                frozen,
-                tokens,
-                len(a.prompt_ids),
-                a.temperature,
-                a.logprobs,
-                advantage[s.number, :n],
-                1 / count,
-            )
+            row, where = alone(s.action)
+            n = len(s.action.token_ids)
+            values = (s.action.logprobs, advantage[s.number, :n], 1 / count)
+            old, adv, weight = (spread(v, where) for v in values)
+            one = naive_gradient(policy, own, frozen, *row, old, adv, weight)
             grads = jax.tree.map(np.add, grads, one)
         norms.append(float(optax.global_norm(grads)))
         step, moments = tx.update(grads, moments)
@@ -466,11 +475,9 @@ def test_recomputed_logprobs_are_the_trainers_with_importance(bench, trajectorie
     (part,) = packed.minibatches
     for s in part.slots:
         a, n = s.action, len(s.action.token_ids)
-        tokens = np.concatenate([a.prompt_ids, a.token_ids])
+        row, predicted = alone(a)
         own = of_agent(state.trainable, s.agent)
-        want = naive_logprobs(
-            one.policy, own, None, tokens, len(a.prompt_ids), a.temperature
-        )
+        want = np.asarray(naive_logprobs(one.policy, own, None, *row))[predicted]
         where = (*s.row, slice(s.at, s.at + n))
         np.testing.assert_allclose(part.batch.old[where], want, atol=1e-4)
         weight = np.minimum(np.exp(want - a.logprobs), 2.0)

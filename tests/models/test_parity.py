@@ -122,6 +122,7 @@ CHANGES = {
         "rope_parameters.high_freq_factor": 5.0,
         "rope_parameters.original_max_position_embeddings": 60,
         "rope_parameters.rope_type": "linear",
+        "tie_word_embeddings": True,
     },
     "qwen2_window": {
         "sliding_window": 9,

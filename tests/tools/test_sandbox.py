@@ -129,7 +129,8 @@ def test_files_stay_between_runs_and_are_listed(make):
         "open('helper.py', 'w').write('x = 5')\nos.symlink('/etc/passwd', 'link')",
         "import helper\nprint(open('d/b.txt').read(), helper.x)",
     )
-    assert first.files == ("d/b.txt", "helper.py")
+    assert first.files_before == ()
+    assert first.files == second.files_before == ("d/b.txt", "helper.py")
     assert second.stdout == "hello 5\n"
 
 
