@@ -133,7 +133,7 @@ def test_a_replay_needs_no_network_and_gives_the_same(killed, server, train, tmp
         scores = [[v.score for t in run for v in t.verdicts] for run in (one, other)]
         assert scores[0] == scores[1]
     rows = [
-        [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (workdir, tmp_path / "again")
     ]
     for one, other in zip(*rows, strict=True):
