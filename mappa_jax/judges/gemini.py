@@ -12,7 +12,7 @@ from google.genai import errors, types
 
 from mappa_jax.config import JudgeConfig
 from mappa_jax.judges.base import JudgeError
-from mappa_jax.judges.provider import Fault, Reply, Usage, after_seconds
+from mappa_jax.judges.provider import Fault, Reply, Usage, passing_fault
 from mappa_jax.types import MissingReason
 
 ENDPOINT = "https://generativelanguage.googleapis.com/"
@@ -167,17 +167,5 @@ def classify(error: errors.APIError, model: str) -> Fault:
     if error.code == 404:
         return Fault(MissingReason.INFRASTRUCTURE, f"judge.model={model!r}: {detail}")
     headers = getattr(error.response, "headers", None) or {}
-    after = after_seconds(headers.get("Retry-After", ""))
-    if error.code == 429:
-        return Fault(
-            MissingReason.RATE_LIMITED, detail, passing=True, retry_after_s=after
-        )
-    if error.code == 408 or error.code >= 500:
-        return Fault(
-            MissingReason.SERVER_ERROR,
-            detail,
-            passing=True,
-            down=True,
-            retry_after_s=after,
-        )
-    return Fault(MissingReason.INFRASTRUCTURE, detail)
+    passing = passing_fault(error.code, detail, headers.get("Retry-After", ""))
+    return passing or Fault(MissingReason.INFRASTRUCTURE, detail)

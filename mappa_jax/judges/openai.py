@@ -12,7 +12,7 @@ import pydantic
 from mappa_jax.config import JudgeConfig
 from mappa_jax.judges.base import JudgeError
 from mappa_jax.judges.prompts import Form, probe
-from mappa_jax.judges.provider import Fault, Reply, Usage, after_seconds
+from mappa_jax.judges.provider import Fault, Reply, Usage, passing_fault
 from mappa_jax.types import MissingReason
 
 ENDPOINT = "https://api.openai.com/v1"
@@ -154,7 +154,6 @@ def _usage(told: _Told | None) -> Usage:
 def classify(status: int, headers: Mapping[str, str], body: str, model: str) -> Fault:
     """The fault behind an HTTP status that is not 200."""
     detail = f"{status}: {body[:300]}"
-    after = after_seconds(headers.get("Retry-After", ""))
     if status in (401, 403):
         return Fault(MissingReason.AUTH, f"{detail} (the key is OPENAI_API_KEY)")
     if status == 404:
@@ -163,16 +162,5 @@ def classify(status: int, headers: Mapping[str, str], body: str, model: str) -> 
         )
     if status == 429 and "insufficient_quota" in body:  # no pause will mend it
         return Fault(MissingReason.RATE_LIMITED, detail)
-    if status == 429:
-        return Fault(
-            MissingReason.RATE_LIMITED, detail, passing=True, retry_after_s=after
-        )
-    if status == 408 or status >= 500:
-        return Fault(
-            MissingReason.SERVER_ERROR,
-            detail,
-            passing=True,
-            down=True,
-            retry_after_s=after,
-        )
-    return Fault(MissingReason.INFRASTRUCTURE, detail)
+    passing = passing_fault(status, detail, headers.get("Retry-After", ""))
+    return passing or Fault(MissingReason.INFRASTRUCTURE, detail)

@@ -98,6 +98,30 @@ class Provider(Protocol):
         """Releases connections."""
 
 
+def passing_fault(status: int, detail: str, retry_after: str) -> Fault | None:
+    """The fault behind an HTTP status that is worth asking again, or None.
+
+    Args:
+      status: of the response.
+      detail: for a person.
+      retry_after: the header of that name, "" where there is none.
+    """
+    after = after_seconds(retry_after)
+    if status == 429:
+        return Fault(
+            MissingReason.RATE_LIMITED, detail, passing=True, retry_after_s=after
+        )
+    if status == 408 or status >= 500:
+        return Fault(
+            MissingReason.SERVER_ERROR,
+            detail,
+            passing=True,
+            down=True,
+            retry_after_s=after,
+        )
+    return None
+
+
 def after_seconds(header: str) -> float | None:
     """A Retry-After header in seconds from now; it may be a number or a date."""
     try:
