@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 CACHE = "~/.cache/mappa_jax"
-# judge provider -> environment variable
-KEYS = {"gemini": "GEMINI_API_KEY", "openai": "OPENAI_API_KEY"}
 # What may differ when a run goes on: how far, and how its judge is called, but nothing
 # that an answer depends on.
 CHANGEABLE = (
@@ -57,7 +55,9 @@ def _keep_freed_memory() -> None:
 
 def api_keys() -> dict[str, str | None]:
     """The judges' keys by provider, from the environment and nowhere else."""
-    return {provider: os.environ.get(name) for provider, name in KEYS.items()}
+    from mappa_jax.judges.registry import PROVIDERS
+
+    return {name: os.environ.get(one.key) for name, one in PROVIDERS.items()}
 
 
 def run_app(main: Callable[[list[str]], int | None]) -> None:
@@ -93,11 +93,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
     try:
         return app.parse_flags_with_usage(argv)
-    except AttributeError as e:  # from ml_collections, which names the key
+    except (AttributeError, KeyError) as e:  # of ml_collections, which name the key
         said: object = e
         while isinstance(said, Exception) and said.args:
             said = said.args[0]
         raise ConfigError(f"config: no such key: {said}".replace("\n", "; ")) from e
+    except TypeError as e:  # of ml_collections too, which does not name the key
+        given = [arg.partition("=")[0] for arg in argv if arg.count(".") > 1]
+        raise ConfigError(
+            f"config: no such key: one of {given} goes on below a key that has none"
+        ) from e
 
 
 def resolve_flag(value: Any) -> Any:

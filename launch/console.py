@@ -170,6 +170,35 @@ def print_evaluations(console: Console, rows: dict[str, dict[str, Any]]) -> None
                 numbers = (f"{row[k]:.0f}" for k in ("problems", "failed"))
                 table.add_row(who, _interval(row, "avg"), passed, *numbers)
         console.print(table)
+        _print_kinds(console, source, rows)
+
+
+def _print_kinds(
+    console: Console, source: str, rows: dict[str, dict[str, Any]]
+) -> None:
+    """Success and quality by kind of task, where an evaluation tells of them."""
+    found = [
+        (who, kind, numbers)
+        for who, sources in rows.items()
+        for kind, numbers in sources.get(source, {}).get("kinds", {}).items()
+    ]
+    for kind in dict.fromkeys(kind for _, kind, _ in found):
+        mine = [(who, numbers) for who, k, numbers in found if k == kind]
+        names = dict.fromkeys(n for _, numbers in mine for n in numbers)
+        table = Table(title=f"{source}: {kind} (95% intervals)")
+        table.add_column("who", no_wrap=True)
+        table.add_column("problems", justify="right")
+        names.pop("problems")
+        for name in names:
+            table.add_column(name, justify="right")
+        for who, numbers in mine:
+            cells = (_estimate(numbers[n]) if n in numbers else "-" for n in names)
+            table.add_row(who, str(numbers["problems"]), *cells)
+        console.print(table)
+
+
+def _estimate(numbers: dict[str, float]) -> str:
+    return f"{numbers['value']:.3g} [{numbers['low']:.3g}, {numbers['high']:.3g}]"
 
 
 def _interval(row: dict[str, float], name: str) -> str:

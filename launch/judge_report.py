@@ -25,6 +25,7 @@ flags.mark_flags_as_required(["workdir"])
 
 def main(argv: list[str]) -> None:
     common.begin(argv)
+    from mappa_jax.drift import read_drift
     from mappa_jax.judges import health
 
     workdir = Path(_WORKDIR.value)
@@ -33,7 +34,13 @@ def main(argv: list[str]) -> None:
     missing = health.missing_by(trajectories)
     warnings = health.warnings(report)
     out = workdir / "judge_report.json"
-    whole = {"agents": report, "missing": missing, "warnings": warnings}
+    drift = read_drift(workdir / "metrics.jsonl")
+    whole = {
+        "agents": report,
+        "missing": missing,
+        "drift": drift,
+        "warnings": warnings,
+    }
     out.write_text(json.dumps(_plain(whole), indent=1) + "\n")
 
     console = Console()
@@ -44,6 +51,11 @@ def main(argv: list[str]) -> None:
     for agent, reasons in missing.items():
         said = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
         console.print(f"without a verdict, {agent}: {said}")
+    for row in drift:
+        console.print(
+            f"anchors, iteration {row['step']}: {row['drift']:+.2f} points since the "
+            f"first ({row['drift_abs']:.2f} in size)"
+        )
     for line in warnings:
         console.print(f"[bold]look:[/bold] {line}")
     console.print(f"written to {out}")

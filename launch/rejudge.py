@@ -3,14 +3,20 @@
 python launch/rejudge.py --workdir=runs/mine --judge.provider=gemini --steps=1:5
 python launch/rejudge.py --workdir=runs/mine --judge.prompts=my_prompts
 
-What is not said is as in the run's own config. The new verdicts are written to
-WORKDIR/rejudged/, beside the ledger of their calls, from which a second run goes on.
+python launch/rejudge.py --workdir=runs/mine --judge.provider=ensemble \\
+  --judge.members=gemini:gemini-2.5-pro,openai:qwen3@http://localhost:8000/v1
+
+What is not said is as in the run's own config, but for judge.replay. The new verdicts
+are written to WORKDIR/rejudged/ (a second time to rejudged/2/, and so on), the calls to
+the ledger there, from which an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +59,11 @@ def _settings(config: Any) -> Any:
     from mappa_jax import config as configs
 
     tree = configs.to_dict(config)
-    for key, value in config_flags.get_override_values(flags.FLAGS["judge"]).items():
+    given = config_flags.get_override_values(flags.FLAGS["judge"])
+    tree["judge"]["replay"] = ""
+    if given.get("provider", "ensemble") != "ensemble":
+        tree["judge"]["members"] = ""
+    for key, value in given.items():
         *groups, last = key.split(".")
         group = tree["judge"]
         for name in groups:
@@ -66,9 +76,10 @@ async def _rejudge(config: Any, workdir: Path, trajectories: list[Any]) -> list[
     from assembly import open_judge
     from mappa_jax.drift import requests_of
     from mappa_jax.workflows import WORKFLOWS
+    from mappa_jax.workflows.base import seated
 
     folder = workdir / "rejudged"
-    workflow = WORKFLOWS[config.workflow.name]
+    workflow = seated(WORKFLOWS[config.workflow.name], config)
     limits = {n: a.max_new_tokens for n, a in config.agents.items()}
 
     async def one(judge: Any, trajectory: Any) -> Any:
@@ -76,16 +87,16 @@ async def _rejudge(config: Any, workdir: Path, trajectories: list[Any]) -> list[
             trajectory, workflow.roles, limits, config.judge.show_reference
         )
         where = f"{trajectory.step}/{trajectory.task.source}/{trajectory.task.id}"
-        verdicts = await asyncio.gather(
-            *(
-                judge.score(
-                    dataclasses.replace(
-                        request, address=f"{where}/{trajectory.sample}/{index}"
-                    )
-                )
-                for index, request in enumerate(requests)
+
+        async def score(index: int) -> Any:
+            if trajectory.actions[index].fault is not None:
+                return trajectory.verdicts[index]  # nobody is asked about those
+            address = f"{where}/{trajectory.sample}/{index}"
+            return await judge.score(
+                dataclasses.replace(requests[index], address=address)
             )
-        )
+
+        verdicts = await asyncio.gather(*map(score, range(len(requests))))
         return dataclasses.replace(trajectory, verdicts=tuple(verdicts))
 
     cache = Path(_CACHE.value).expanduser()
@@ -134,16 +145,29 @@ def _print(before: list[Any], after: list[Any], workdir: Path) -> None:
             markup=False,
         )
         console.print(f"  was: {was.rationale}\n  is:  {now.rationale}", markup=False)
-    gone = sum(isinstance(now, Missing) for _, _, _, now in pairs)
+    gone = [now for _, _, _, now in pairs if isinstance(now, Missing)]
     if gone:
-        console.print(f"{gone} of {len(pairs)} actions got no verdict")
+        console.print(f"{len(gone)} of {len(pairs)} actions got no verdict:")
+    said = collections.Counter(f"{m.reason.value}: {m.detail}" for m in gone)
+    for reason, times in said.most_common(_MOST.value):
+        console.print(f"  {times} x {reason}", markup=False)
     by_step: dict[int, list[Any]] = {}
     for trajectory in after:
         by_step.setdefault(trajectory.step, []).append(trajectory)
+    folder = _free(workdir / "rejudged")
     for step, rows in by_step.items():
-        path = workdir / "rejudged" / records.training_path("", step).name
+        path = folder / records.training_path("", step).name
         records.write_trajectories(path, rows)
-    console.print(f"written to {workdir / 'rejudged'}")
+    console.print(f"written to {folder}")
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or the first of its numbered ones, that holds no verdicts yet."""
+    for number in itertools.count(1):
+        one = folder if number == 1 else folder / str(number)
+        if not any(one.glob("step_*.jsonl")):
+            return one
+    raise AssertionError("unreachable")
 
 
 if __name__ == "__main__":

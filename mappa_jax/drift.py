@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,16 @@ import numpy as np
 
 from mappa_jax import records
 from mappa_jax.config import JudgeConfig
+from mappa_jax.judges.base import BudgetReached
 from mappa_jax.rollout import Rollout, Stage, judge_request
-from mappa_jax.types import JudgeRequest, Role, Trajectory, Verdict
+from mappa_jax.types import (
+    JudgeRequest,
+    Missing,
+    MissingReason,
+    Role,
+    Trajectory,
+    Verdict,
+)
 
 
 async def anchor_drift(
@@ -25,8 +34,11 @@ async def anchor_drift(
 
     Returns:
       Every `judge.anchor_every` iterations `drift`, the mean change in points, and
-      `drift_abs`, the mean of its size, over the anchors that have both scores; else
-      nothing.
+      `drift_abs`, the mean of its size, over the anchors that have both scores, and
+      `anchors_missing`, those that got none this time; else nothing.
+
+    Raises:
+      BudgetReached: at a cap.
     """
     path = workdir / "judge_anchors.jsonl"
     if config.anchors and not path.exists():
@@ -50,14 +62,38 @@ async def anchor_drift(
                 requests.append(request)
                 before.append(verdict.score)
     found = await asyncio.gather(*(stage.judge.score(r) for r in requests))
+    missing = [verdict for verdict in found if isinstance(verdict, Missing)]
+    for verdict in missing:
+        if verdict.reason is MissingReason.BUDGET:
+            raise BudgetReached(verdict.detail)
     moved = [
         now.score - then
         for now, then in zip(found, before, strict=True)
         if isinstance(now, Verdict)
     ]
-    if not moved:
-        return {}
-    return {"drift": float(np.mean(moved)), "drift_abs": float(np.mean(np.abs(moved)))}
+    out = {"anchors_missing": len(missing)}
+    if moved:
+        out |= {"drift": float(np.mean(moved))}
+        out |= {"drift_abs": float(np.mean(np.abs(moved)))}
+    return out
+
+
+def anchor_rounds(config: JudgeConfig, start: int, steps: int) -> int:
+    """How often the anchors are judged in the iterations after `start`."""
+    if not config.anchors:
+        return 0
+    return steps // config.anchor_every - start // config.anchor_every
+
+
+def read_drift(path: Path) -> list[dict[str, float]]:
+    """What metrics.jsonl says of the anchors: the iterations that judged them again."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = ("drift", "drift_abs")
+    return [
+        {"step": row["step"]} | {name: row[f"judge/{name}"] for name in names}
+        for row in map(json.loads, lines)
+        if "judge/drift" in row
+    ]
 
 
 def _first(trajectories: Sequence[Trajectory], actions: int) -> list[Trajectory]:

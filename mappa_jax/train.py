@@ -33,22 +33,15 @@ from mappa_jax.config import Config, ConfigError
 from mappa_jax.data import Data
 from mappa_jax.drift import anchor_drift
 from mappa_jax.evaluate import evaluate
-from mappa_jax.forecast import forecast
-from mappa_jax.judges.base import Meter
+from mappa_jax.forecast import forecast, spent_since
+from mappa_jax.judges import health
+from mappa_jax.judges.base import BudgetReached, Meter, TooManyMissing
 from mappa_jax.learning import batch as batches
 from mappa_jax.learning.update import Learner, TeamState
 from mappa_jax.metrics import MetricWriter, flatten, truncate_from
 from mappa_jax.rollout import Rolled, Rollout, Stage, rollout, success
 from mappa_jax.sampling.engine import Stats
 from mappa_jax.types import Missing, MissingReason, Verdict
-
-
-class TooManyMissing(RuntimeError):
-    """The judge left too much of a batch unscored; the run has stopped, saved."""
-
-
-class BudgetReached(TooManyMissing):
-    """The judge's budget is spent; the run has stopped, saved, and can go on."""
 
 
 class Progress(Protocol):
@@ -93,6 +86,7 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
     # Evaluations of weights that are gone would stand there twice.
     truncate_from(run.workdir / "evaluations.jsonl", start + 1 if start else 0)
     run.progress.watch(run.stage.judge.meter)
+    read = run.stage.judge.meter()
     saved = run.checkpoints.latest() or 0
     ahead: _Batch | None = None  # the next batch, its verdicts on their way
     try:
@@ -107,6 +101,8 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
                 ahead = await _roll(run, state, step + 1)
             state, metrics = await _learn(run, state, batch)
             done = step  # whatever is cancelled from here on, the state is this one
+            before, read = read, run.stage.judge.meter()
+            metrics["judge"] |= _spending(config, before, read)
             try:
                 if _evaluates(config, step):
                     metrics["eval"] = await _evaluate(run, state, step)
@@ -195,6 +191,7 @@ def check_best(config: Config, data: Data) -> None:
 def _save(run: Run, state: TeamState, step: int, metrics: dict[str, Any]) -> None:
     extra = {"data": run.data.train.state(step), "seed": run.config.seed}
     known = {k: v for k, v in flatten(metrics).items() if math.isfinite(v)}
+    run.stage.judge.sync()  # what the state rests on is on the disk before it
     run.checkpoints.save(step, state, extra, known)
 
 
@@ -265,9 +262,18 @@ async def _learn(
         "judge_exposed": rolled.judge_exposed_seconds,
     }
     metrics = _metrics(config, rolled, packed.counts, learned, seconds, sampled)
-    meter = run.stage.judge.meter()
-    metrics["judge"] |= {"in_flight": meter.most_in_flight, "spent": meter.usd} | drift
+    metrics["judge"] |= drift
     return state, metrics
+
+
+def _spending(config: Config, before: Meter, now: Meter) -> dict[str, Any]:
+    """What the judge's account says: `calls`, `tokens` and `cost` since the iteration
+    before, whatever they were for (second opinions, members, anchors)."""
+    found = {"in_flight": now.most_in_flight, "spent": now.usd}
+    if config.judge.provider == "rubric":  # it keeps no account
+        return found
+    since = spent_since(before, now)
+    return found | {"calls": since.calls, "tokens": since.tokens, "cost": since.usd}
 
 
 @contextlib.contextmanager
@@ -302,14 +308,22 @@ def _metrics(config, rolled, counts, learned, seconds, sampled) -> dict[str, Any
     return {
         "agents": agents,
         "team": dict(success(rolled.trajectories)),
-        "judge": judging(verdicts),
+        "judge": judging(verdicts) | {"health": _health(rolled)},
         "seconds": seconds,
         "tokens": {"prompt": sampled.prompt_tokens, "new": sampled.new_tokens},
     }
 
 
+def _health(rolled: Rollout) -> dict[str, Any]:
+    scored = health.scored_actions(rolled.trajectories)
+    return health.figures(health.health(scored))
+
+
 def judging(verdicts: Sequence[Verdict | Missing]) -> dict[str, Any]:
-    """What a batch's verdicts cost, how long they took (seconds) and why some lack."""
+    """What a batch's verdicts cost, how long they took (seconds) and why some lack.
+
+    `calls` are those that had to be asked; `cached` were on record.
+    """
     asked = [v.call for v in verdicts if not v.call.cached]
     seconds = [call.latency_s for call in asked] or [0.0]
     reasons = collections.Counter(
@@ -318,7 +332,7 @@ def judging(verdicts: Sequence[Verdict | Missing]) -> dict[str, Any]:
     apart = [v.disagreement for v in verdicts if isinstance(v, Verdict)]
     apart = [value for value in apart if value is not None]
     return {
-        "calls": len(verdicts),
+        "calls": len(asked),
         "cached": len(verdicts) - len(asked),
         "retries": sum(max(call.attempts - 1, 0) for call in asked),
         "missing": sum(reasons.values()),

@@ -345,6 +345,30 @@ def test_a_few_missing_verdicts_are_masked_and_counted(live, loop, tmp_path):
     assert trained < all_tokens
 
 
+def test_the_ledger_is_on_the_disk_before_the_state_that_rests_on_it(
+    live, loop, tmp_path
+):
+    class Recording(ScriptedJudge):
+        asked = 0  # at the last sync
+
+        def sync(self):
+            assert not (tmp_path / "checkpoints" / "1").exists()
+            self.asked = len(self.requests)
+
+    judge = Recording(varied)
+    loop(live.train(tmp_path, judge, steps=1))
+    assert judge.asked == len(judge.requests) > 0
+    assert (tmp_path / "checkpoints" / "1").exists()
+
+
+def test_the_judges_health_is_told_each_iteration(whole):
+    for row in lines(whole.workdir / "metrics.jsonl"):
+        for name in ("solver", "coder", "verifier"):
+            health = f"judge/health/{name}"
+            assert row[f"{health}/mean"] == row[f"agents/{name}/score"]
+            assert 0 <= row[f"{health}/extremes"] <= 1
+
+
 def test_with_staleness_the_next_batch_is_sampled_before_the_update(
     assemble, tiny, loop, tmp_path
 ):

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 
-from mappa_jax.config import JudgeConfig
-from mappa_jax.judges.base import Judge, JudgeError, Meter
+from mappa_jax.config import JudgeConfig, WorkflowConfig, parse_members
+from mappa_jax.judges.account import Account
+from mappa_jax.judges.base import (
+    BudgetReached,
+    Judge,
+    JudgeError,
+    Meter,
+    TooManyMissing,
+)
 from mappa_jax.judges.ledger import Ledger
 from mappa_jax.judges.local import LocalProvider, Scorer
+from mappa_jax.judges.registry import NAMES, PROVIDERS
 from mappa_jax.judges.rubric import RubricJudge
 
-__all__ = ["Judge", "JudgeError", "Ledger", "Meter", "make_judge"]
+__all__ = [
+    "BudgetReached",
+    "Judge",
+    "JudgeError",
+    "Ledger",
+    "Meter",
+    "TooManyMissing",
+    "make_judge",
+]
 
 
 def make_judge(
@@ -21,6 +38,7 @@ def make_judge(
     keys: Mapping[str, str | None],
     ledger: Ledger,
     make_scorer: Callable[[str], Scorer] | None = None,
+    workflow: str = WorkflowConfig.name,
 ) -> Judge:
     """The judge of `config.provider`. Call its `check` before the first step.
 
@@ -30,73 +48,94 @@ def make_judge(
       keys: by provider, its API key or None.
       ledger: of the run. It outlives the judge: whoever opened it closes it.
       make_scorer: of a model's name, for provider "local" (judges/local.py).
+      workflow: its name; it may have prompts of its own.
 
     Raises:
       JudgeError: something is missing or wrong; the key of the config is named.
     """
+    if config.replay and config.provider == "rubric":
+        raise JudgeError(
+            f"judge.replay={config.replay!r} is of a judge that was paid for; with "
+            "judge.provider='rubric' set it to '': the rubric always says the same"
+        )
+    account = Account(config.budget, ledger.spent)
+
+    def make(one: JudgeConfig) -> Judge:
+        if one.provider == "rubric":
+            return RubricJudge(config.rubric)
+        return _calling(one, [*roles], workflow, keys, ledger, account, make_scorer)
+
+    roles = tuple(roles)
     if config.provider != "ensemble":
-        return _make_one(config, tuple(roles), keys, ledger, make_scorer)
+        return make(config)
     from mappa_jax.judges.ensemble import EnsembleJudge
 
-    roles, members = tuple(roles), {}
-    for name, member in config.members.items():
-        one = dataclasses.replace(
-            config,
-            provider=member.provider,
-            model=member.model or config.model,
-            base_url=member.base_url,
-            members={},
+    members = {
+        name: make(
+            dataclasses.replace(
+                config,
+                provider=member.provider,
+                model=member.model or config.model,
+                base_url=member.base_url,
+                members="",
+            )
         )
-        members[name] = _make_one(one, roles, keys, ledger, make_scorer)
-    return EnsembleJudge(members, config.combine)
+        for name, member in parse_members(config.members).items()
+    }
+    return EnsembleJudge(members, config.combine, account)
 
 
-def _make_one(
+def _calling(
     config: JudgeConfig,
-    roles: tuple[str, ...],
+    roles: list[str],
+    workflow: str,
     keys: Mapping[str, str | None],
     ledger: Ledger,
+    account: Account,
     make_scorer: Callable[[str], Scorer] | None,
 ) -> Judge:
-    if config.provider == "rubric":
-        return RubricJudge()
-    if config.provider not in [*_PROVIDERS, "local"]:
-        raise JudgeError(
-            f"judge.provider={config.provider!r} is not one of "
-            f"{['rubric', *_PROVIDERS, 'local', 'ensemble']}"
-        )
+    if config.provider not in [*PROVIDERS, "local"]:
+        raise JudgeError(f"judge.provider={config.provider!r} is not one of {[*NAMES]}")
     from mappa_jax.judges.calls import CallingJudge
     from mappa_jax.judges.prices import find_price
-    from mappa_jax.judges.prompts import check_templates
+    from mappa_jax.judges.prompts import load_templates
 
     try:
-        check_templates(roles, config.prompts)
+        templates = load_templates(roles, config.prompts, workflow, config.rubric)
     except ValueError as e:
         raise JudgeError(str(e)) from e
-    key = keys.get(config.provider)
+    key = keys.get(config.provider) or ""
+    _check_key(config.provider, key)
+    _check_url(config.base_url)
     if config.replay and not key:
         key = "unused"  # a replay asks nobody
     if config.provider == "local":
         provider = LocalProvider(config, make_scorer)
     else:
-        provider = _PROVIDERS[config.provider](config, key)
+        provider = PROVIDERS[config.provider].load()(config, key)
     price = find_price(config.model, config.prices)
-    return CallingJudge(provider, config, ledger, price, secrets=[key or ""])
+    return CallingJudge(provider, config, ledger, account, price, templates, [key])
 
 
-# Late imports, as an SDK takes a second to import and the rubric does without it.
+def _check_key(provider: str, key: str) -> None:
+    """A key with a line break would be found out by a header, or by nobody."""
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise JudgeError(
+            f"{PROVIDERS[provider].key} holds a character that no key has (a blank, a "
+            "line break, a control or foreign character): set it again"
+        )
 
 
-def _gemini(config: JudgeConfig, key: str | None):
-    from mappa_jax.judges.gemini import GeminiProvider
-
-    return GeminiProvider(config, key)
-
-
-def _openai(config: JudgeConfig, key: str | None):
-    from mappa_jax.judges.openai import OpenAIProvider
-
-    return OpenAIProvider(config, key)
-
-
-_PROVIDERS: dict[str, Callable] = {"gemini": _gemini, "openai": _openai}
+def _check_url(url: str) -> None:
+    if not url:
+        return
+    try:
+        found = urllib.parse.urlsplit(url)
+        good = found.scheme in ("http", "https") and found.hostname
+    except ValueError:
+        good = False
+    if not good:
+        raise JudgeError(
+            f"judge.base_url={url!r} is no address of a server: write it whole, for "
+            "example http://localhost:8000/v1"
+        )

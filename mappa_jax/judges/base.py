@@ -12,19 +12,28 @@ class JudgeError(ValueError):
     """The judge cannot work as configured; the message names the key and the remedy."""
 
 
+class TooManyMissing(RuntimeError):
+    """The judge left too much of a batch unscored; the run has stopped, saved."""
+
+
+class BudgetReached(TooManyMissing):
+    """The judge's budget is spent; the run has stopped, saved, and can go on."""
+
+
 @dataclasses.dataclass
 class Meter:
     """What a judge is doing and has cost.
 
     Attributes:
-      in_flight, most_in_flight: calls under way, now and at most so far.
-      calls, usd: made by the run so far, those before a resume included.
+      in_flight, most_in_flight: requests at the provider, now and at most so far.
+      calls, tokens, usd: of the run so far, those before a resume included.
       down_since: `time.monotonic()` since when the provider is down, or None.
     """
 
     in_flight: int = 0
     most_in_flight: int = 0
     calls: int = 0
+    tokens: int = 0
     usd: float = 0.0
     down_since: float | None = None
 
@@ -47,6 +56,9 @@ class Judge(Protocol):
         """A verdict on `request.action`, or why there is none.
 
         Faults of the outside world never raise and never become a number.
+
+        Raises:
+          JudgeError: in a replay, what is asked was not asked of the run it repeats.
         """
 
     def meter(self) -> Meter:

@@ -1,10 +1,12 @@
 """The judge that asks a model: everything between a request and its verdict.
 
 The life of a call: render the prompt; look into the ledger, where the same content may
-have been answered; check the budget; wait for the rate limits, the circuit breaker and
-one of `concurrency` slots; ask, and ask again after a pause as long as the fault is one
-that passes and the deadline allows; write the call down; read the verdict strictly.
-Every way in which this fails has its own `MissingReason`, and none becomes a number.
+have been answered; check the budget; wait for one of `concurrency` slots, then for the
+circuit breaker, for a pause that the server asked for and for the rate limits, so that
+what was waited for is used at once; ask, and ask again after a pause without the slot,
+as long as the fault is one that passes and the deadline allows; write the call down;
+read the verdict strictly. Every way in which this fails has its own `MissingReason`,
+and none becomes a number.
 """
 
 from __future__ import annotations
@@ -13,34 +15,57 @@ import asyncio
 import collections
 import dataclasses
 import hashlib
-import itertools
 import json
-import logging
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mappa_jax.config import JudgeConfig
+from mappa_jax.judges.account import Account
 from mappa_jax.judges.base import JudgeError, Meter
-from mappa_jax.judges.ledger import ANSWERED, Entry, Ledger
+from mappa_jax.judges.ledger import ANSWERED, Entry, Ledger, Spent
 from mappa_jax.judges.limits import CircuitBreaker, TokenBucket
 from mappa_jax.judges.prices import Price
-from mappa_jax.judges.prompts import CHARS_PER_TOKEN, Prompt, probe, render
-from mappa_jax.judges.provider import Fault, Provider, Reply, Usage
+from mappa_jax.judges.prompts import CHARS_PER_TOKEN, Form, Prompt, probe, render
+from mappa_jax.judges.provider import SHOWN_CHARS, Fault, Provider, Reply, Usage
 from mappa_jax.judges.schema import read_verdict
 from mappa_jax.types import JudgeCall, JudgeRequest, Missing, MissingReason, Verdict
-
-log = logging.getLogger(__name__)
 
 # Pauses between attempts: exponential from the first to the longest, with jitter.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 # Faults of the endpoint in a row after which it counts as down, and the pause between
 # trials from then on.
 DOWN_AFTER, TRIAL_PAUSE_S = 8, 5.0
-SHOWN_CHARS = 200  # of a faulty answer, in the detail of a Missing
 HEDGE_AFTER = 20  # latencies that must be known before the slowest can be told
-DRAIN_S = 10.0  # calls under way are given so long to end when the judge closes
+DRAIN_S = 10.0  # requests under way are given so long to end when the judge closes
+
+
+@dataclasses.dataclass
+class _Call:
+    """A call under way and what it has taken so far.
+
+    Attributes:
+      prompt, key, address: what is asked, and where in the run.
+      usage: tokens of all attempts; a guess for requests that were abandoned.
+      attempts: how many began.
+      asked_s: seconds that they took.
+      used_s: of the deadline: the same, and the pauses between them.
+      at_provider: requests that are there now.
+      fault: the last one, if any.
+      task: who makes it.
+    """
+
+    prompt: Prompt
+    key: str
+    address: str
+    usage: Usage = Usage()
+    attempts: int = 0
+    asked_s: float = 0.0
+    used_s: float = 0.0
+    at_provider: int = 0
+    fault: Fault | None = None
+    task: asyncio.Task[Entry] | None = None
 
 
 class CallingJudge:
@@ -51,7 +76,9 @@ class CallingJudge:
       config: limits, deadline, budget.
       ledger: what was asked before; new calls are appended. One that is read-only is
         replayed: nobody is asked.
+      account: of the ledger, shared with other judges that append to it.
       price: of the model; None where it is unknown.
+      templates: by role.
       secrets: never to be written anywhere.
 
     Raises:
@@ -63,7 +90,9 @@ class CallingJudge:
         provider: Provider,
         config: JudgeConfig,
         ledger: Ledger,
+        account: Account,
         price: Price | None,
+        templates: Mapping[str, str],
         secrets: Sequence[str] = (),
     ):
         if config.budget.usd and price is None:
@@ -74,116 +103,169 @@ class CallingJudge:
             )
         self.name = provider.name
         self._provider = provider
+        self._form: Form = provider.forms[0]
         self._config = config
         self._ledger = ledger
+        self._account = account
         self._price = price
+        self._templates = templates
         self._secrets = [secret for secret in secrets if secret]
-        self._slots = asyncio.Semaphore(config.concurrency)
+        at_once = provider.at_once or config.concurrency
+        self._slots = asyncio.Semaphore(min(at_once, config.concurrency))
         self._requests = TokenBucket(config.rpm)
         self._tokens = TokenBucket(config.tpm)
+        self._not_before = 0.0  # of time.monotonic(): the server asked for a pause
         self._breaker = CircuitBreaker(DOWN_AFTER, TRIAL_PAUSE_S, config.outage_s)
         self._jitter = random.Random(0)  # its draws reach no result
-        self._asking: dict[str, asyncio.Task[Entry]] = {}
-        self._reserved = Usage()  # of the calls under way, a guess
+        self._asking: dict[str, _Call] = {}
         self._latencies: collections.deque[float] = collections.deque(maxlen=200)
-        self._meter = Meter()
+        self._closing = False
 
     # -- the protocol ----------------------------------------------------------
 
     async def check(self) -> None:
-        """One short call, as the calls of the run will be.
+        """One short call, as the calls of the run will be; none where its answer is on
+        record. It settles the form in which verdicts are asked for.
 
         Raises:
           JudgeError: the key, the model, the quota or the endpoint will not do.
         """
+        known = next(filter(self._known, self._provider.forms), None)
+        self._form = known or self._form
         if self._config.replay:
             return
         await self._provider.open()
-        prompt = probe(self._provider.form)
-        if self._over_budget(prompt):
-            return  # said by the first verdict; replies on record still serve
-        entry = await self._entry(prompt, self._key(prompt), "")
-        if entry.outcome == ANSWERED:
-            read = read_verdict(entry.answer, prompt)
-            if not isinstance(read, MissingReason):
+        if known:
+            return
+        said = []
+        for form in self._provider.forms:
+            prompt = probe(form)
+            if self._account.over(self._cost(prompt)):
+                return  # said by the first verdict; replies on record still serve
+            call = self._begin(prompt, "")
+            entry = await asyncio.shield(call.task)
+            reason, detail = self._reading(entry, prompt)
+            if not reason:
+                self._form = form
                 return
-            entry = dataclasses.replace(
-                entry,
-                outcome=read.value,
-                detail=f"it said {entry.answer[:SHOWN_CHARS]!r}",
-            )
+            said.append(f"{reason}: {detail}")
+            refused = call.fault.refused if call.fault else False
+            if not refused and reason != MissingReason.UNPARSABLE.value:
+                break
         raise JudgeError(
             f"the judge {self.name} ({self._provider.model}) does not answer a first "
-            f"call: {entry.outcome}: {entry.detail}"
+            "call: " + "; nor with judge.form='fenced': ".join(said)
         )
+
+    def _known(self, form: Form) -> bool:
+        """Whether a first call of this form was answered well, here or in the run that
+        is replayed."""
+        prompt = probe(form)
+        entry = self._ledger.answered(self._key(prompt))
+        return entry is not None and not self._reading(entry, prompt)[0]
+
+    def _reading(self, entry: Entry, prompt: Prompt) -> tuple[str, str]:
+        """What is wrong with the answer to a probe; ("", "") where nothing is."""
+        if entry.outcome != ANSWERED:
+            return entry.outcome, entry.detail
+        read = read_verdict(entry.answer, prompt)
+        if not isinstance(read, MissingReason):
+            return "", ""
+        detail = f"it said {entry.answer[:SHOWN_CHARS]!r}"
+        if self._config.provider == "openai" and self._config.form == "schema":
+            detail += " (judge.form='fenced' asks without a schema)"
+        return read.value, detail
 
     async def score(self, request: JudgeRequest) -> Verdict | Missing:
         """See `Judge.score`."""
-        prompt = render(request, self._config, self._provider.form)
-        key = self._key(prompt, request.repeat)
+        prompt = render(request, self._config, self._form, self._templates)
+        key, address = self._key(prompt, request.repeat), request.address
         if self._config.replay:
-            entry = self._ledger.at(key, request.address)
-            if entry is None:
-                call = JudgeCall(self.name, self._provider.model, prompt.sha256)
-                detail = (
-                    f"judge.replay={self._config.replay!r} has no call of this "
-                    "content: the run has gone another way than the one it repeats"
-                )
-                return Missing(MissingReason.INFRASTRUCTURE, detail, call)
-            return self._verdict(entry, prompt, request, cached=True)
+            return self._replayed(prompt, key, request)
+        cost = self._cost(prompt)
         while True:
             if (entry := self._ledger.answered(key)) is not None:
+                self._share(entry, address, prompt)
                 return self._verdict(entry, prompt, request, cached=True)
-            if (task := self._asking.get(key)) is not None:
-                entry = await asyncio.shield(task)
+            if (call := self._asking.get(key)) is not None:
+                entry = await asyncio.shield(call.task)
+                self._share(entry, address, prompt)
                 return self._verdict(entry, prompt, request, cached=True)
-            if (cap := self._over_budget(prompt)) is None:
+            if (cap := self._account.over(cost)) is None:
                 break
-            if not self._asking:
+            if self._account.idle:
                 call = JudgeCall(self.name, self._provider.model, prompt.sha256)
                 return Missing(MissingReason.BUDGET, cap, call)
-            # What is under way may turn out to cost less than was set aside for it.
-            await asyncio.wait(
-                self._asking.values(), return_when=asyncio.FIRST_COMPLETED
-            )
-            await asyncio.sleep(0)
-        entry = await asyncio.shield(self._begin(prompt, key, request.address))
+            await self._account.released()
+        call = self._begin(prompt, address, request.repeat)
+        entry = await asyncio.shield(call.task)
         return self._verdict(entry, prompt, request, cached=False)
 
-    def _begin(self, prompt: Prompt, key: str, address: str) -> asyncio.Task[Entry]:
+    def _replayed(
+        self, prompt: Prompt, key: str, request: JudgeRequest
+    ) -> Verdict | Missing:
+        entry = self._ledger.at(key, request.address)
+        if entry is None:
+            raise JudgeError(
+                f"judge.replay={self._config.replay!r} has no call of what is asked at "
+                f"{request.address!r}: the run has gone another way, or further, than "
+                "the one it repeats; use the config, the prompts and the steps of that "
+                "run"
+            )
+        return self._verdict(entry, prompt, request, cached=True)
+
+    def _share(self, entry: Entry, address: str, prompt: Prompt) -> None:
+        """Files at `address` what it got of another address's call, where a replay
+        would not find it there."""
+        filed = self._ledger.at(entry.key, address)
+        told = [(e.outcome, e.answer, e.detail) for e in (filed, entry) if e]
+        if len(set(told)) > 1 or filed is None:
+            mine = dataclasses.replace(
+                entry,
+                address=address,
+                usage=Usage(),
+                usd=0.0,
+                latency_s=0.0,
+                attempts=0,
+                time=time.time(),
+            )
+            self._ledger.append(mine, prompt.text)
+
+    def _begin(self, prompt: Prompt, address: str, repeat: int = 0) -> _Call:
         """A call as a task of its own: what is paid for is written down even if whoever
         asked has gone. Its cost is set aside from now on."""
-        guess = self._guess(prompt)
-        self._reserve(guess, 1)
-        task = asyncio.create_task(self._entry(prompt, key, address))
-        self._asking[key] = task
+        cost = self._cost(prompt)
+        self._account.hold(cost)
+        call = _Call(prompt, self._key(prompt, repeat), address)
+        call.task = asyncio.create_task(self._entry(call))
+        self._asking[call.key] = call
 
         def end(_: asyncio.Task[Entry]) -> None:
-            self._asking.pop(key, None)
-            self._reserve(guess, -1)
+            self._asking.pop(call.key, None)
+            self._account.release(cost)
 
-        task.add_done_callback(end)
-        return task
+        call.task.add_done_callback(end)
+        return call
 
     def meter(self) -> Meter:
         """See `Judge.meter`."""
-        spent = self._ledger.spent
-        return dataclasses.replace(
-            self._meter,
-            usd=spent.usd,
-            calls=spent.calls,
-            down_since=self._breaker.down_since,
-        )
+        down_since = self._breaker.down_since
+        return dataclasses.replace(self._account.meter(), down_since=down_since)
 
     def sync(self) -> None:
         """See `Judge.sync`."""
         self._ledger.sync()
 
     async def aclose(self) -> None:
-        """Gives the calls under way a moment to be answered and written down."""
-        under_way = [*self._asking.values()]
-        if under_way:
-            _, late = await asyncio.wait(under_way, timeout=DRAIN_S)
+        """Gives up what has not been asked; what has been is given a moment to be
+        answered, and written down in any case."""
+        self._closing = True
+        calls = [*self._asking.values()]
+        for call in calls:
+            if not call.at_provider:
+                call.task.cancel()
+        if tasks := [call.task for call in calls]:
+            _, late = await asyncio.wait(tasks, timeout=DRAIN_S)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -196,112 +278,159 @@ class CallingJudge:
         content = [
             provider.name,
             provider.model,
-            dict(provider.settings()),
+            dict(provider.settings(prompt.form)),
             prompt.text,
         ]
         content += [repeat] if repeat else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    async def _entry(self, prompt: Prompt, key: str, address: str) -> Entry:
+    async def _entry(self, call: _Call) -> Entry:
         """Asks, and writes the call down."""
-        answer, usage, attempts, latency = await self._ask_until_deadline(prompt)
-        fault = answer if isinstance(answer, Fault) else None
+        try:
+            answer = await self._ask_until_deadline(call)
+        except asyncio.CancelledError:
+            if call.attempts:  # it may have cost something
+                stopped = "given up when the run stopped"
+                self._write(call, Fault(MissingReason.INFRASTRUCTURE, stopped))
+            raise
+        return self._write(call, answer)
+
+    def _write(self, call: _Call, answer: Reply | Fault) -> Entry:
+        fault = call.fault = answer if isinstance(answer, Fault) else None
         entry = Entry(
-            key=key,
-            address=address,
+            key=call.key,
+            address=call.address,
             provider=self._provider.name,
             model=self._provider.model,
             outcome=fault.reason.value if fault else ANSWERED,
             detail=self._redact(fault.detail) if fault else "",
             answer=None if fault else self._redact(answer.text),
-            usage=usage,
-            usd=self._price.of(usage) if self._price else 0.0,
-            latency_s=latency,
-            attempts=attempts,
+            usage=call.usage,
+            usd=self._price.of(call.usage) if self._price else 0.0,
+            latency_s=call.asked_s,
+            attempts=call.attempts,
             time=time.time(),
         )
-        self._ledger.append(entry, prompt.text)
+        self._ledger.append(entry, call.prompt.text)
         return entry
 
-    async def _ask_until_deadline(
-        self, prompt: Prompt
-    ) -> tuple[Reply | Fault, Usage, int, float]:
-        """The answer or the last fault, all attempts' usage, their number, seconds.
+    async def _ask_until_deadline(self, call: _Call) -> Reply | Fault:
+        """The answer, or the last fault.
 
         The deadline counts the attempts and the pauses between them, not the waiting
         for slots, limits and a provider that is down.
         """
-        config, used, paid = self._config, 0.0, Usage()
-        pause, latency = FIRST_PAUSE_S, 0.0
-        nothing = f"no answer within judge.deadline_s={config.deadline_s}"
-        last = Fault(MissingReason.TIMEOUT, nothing, down=True)
-        for attempt in itertools.count(1):
-            if not await self._breaker.passage():
-                detail = f"down for judge.outage_s={config.outage_s}: {last.detail}"
-                return dataclasses.replace(last, detail=detail), paid, attempt, latency
-            await self._requests.take()
-            await self._tokens.take(self._guess(prompt).total)
-            async with self._slots:
-                self._enter(1)
-                started = time.monotonic()
-                try:
-                    async with asyncio.timeout(config.deadline_s - used):
-                        answer = await self._hedged(prompt.text)
-                except TimeoutError:
-                    self._breaker.failed()
-                    return last, paid, attempt, latency + config.deadline_s - used
-                finally:
-                    took = time.monotonic() - started
-                    self._enter(-1)
-            used, latency, paid = used + took, latency + took, _sum(paid, answer.usage)
-            if not isinstance(answer, Fault):
-                self._breaker.succeeded()
-                self._latencies.append(took)
-                return answer, paid, attempt, latency
-            if answer.down:
-                self._breaker.failed()
-            else:
-                self._breaker.succeeded()
-            if not answer.passing:
-                return answer, paid, attempt, latency
-            last, wait = answer, answer.retry_after_s
-            if wait is None:
-                wait = pause * self._jitter.uniform(0.5, 1.0)
-            if used + wait >= config.deadline_s:
-                return answer, paid, attempt, latency
+        config, pause = self._config, FIRST_PAUSE_S
+        last: Fault | None = None
+        while True:
+            answer = await self._attempt(call)
+            if answer is None:  # the provider is down, and was waited for
+                reason = last.reason if last else MissingReason.INFRASTRUCTURE
+                cause = f": {last.detail}" if last else ""
+                return Fault(
+                    reason, f"down for judge.outage_s={config.outage_s}{cause}"
+                )
+            if isinstance(answer, Fault) and answer.reason is MissingReason.TIMEOUT:
+                return last or answer
+            if isinstance(answer, Reply) or not answer.passing or self._closing:
+                return answer
+            last = answer
+            wait = pause * self._jitter.uniform(0.5, 1.0)
+            if answer.retry_after_s is not None:
+                wait = max(wait, answer.retry_after_s)
+                self._hold_all(answer.retry_after_s)
+            if call.used_s + wait >= config.deadline_s:
+                return answer
             await asyncio.sleep(wait)
-            used += wait
+            call.used_s += wait
             pause = min(2 * pause, LONGEST_PAUSE_S)
-        raise AssertionError("unreachable")
 
-    async def _hedged(self, text: str) -> Reply | Fault:
+    async def _attempt(self, call: _Call) -> Reply | Fault | None:
+        """One attempt in a slot of its own; None: the provider is given up."""
+        async with self._slots:
+            if not await self._breaker.passage():
+                return None
+            await self._pace(call.prompt)
+            call.attempts += 1
+            started = time.monotonic()
+            try:
+                async with asyncio.timeout(self._config.deadline_s - call.used_s):
+                    answer = await self._hedged(call)
+            except TimeoutError:
+                detail = f"no answer within judge.deadline_s={self._config.deadline_s}"
+                answer = Fault(MissingReason.TIMEOUT, detail, down=True)
+            finally:
+                took = time.monotonic() - started
+                call.asked_s += took
+                call.used_s += took
+        if isinstance(answer, Reply):
+            self._latencies.append(took)
+        if isinstance(answer, Fault) and answer.down:
+            self._breaker.failed()
+        else:
+            self._breaker.succeeded()
+        return answer
+
+    async def _hedged(self, call: _Call) -> Reply | Fault:
         """One attempt; with judge.hedge, one of the slowest is asked a second time."""
-        slow = self._slow_after()
-        first = asyncio.create_task(self._provider.ask(text))
-        calls = [first]
+        asking = [asyncio.create_task(self._ask(call))]
+        cost = self._cost(call.prompt)
         try:
-            done, _ = await asyncio.wait(calls, timeout=slow)
-            if not done:
-                calls.append(asyncio.create_task(self._provider.ask(text)))
-                await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-            answers = [call.result() for call in calls if call.done()]
-            good = [answer for answer in answers if isinstance(answer, Reply)]
-            if not good and len(answers) < len(calls):  # the other may still come
-                await asyncio.wait(calls)
-                answers = [call.result() for call in calls]
+            done, _ = await asyncio.wait(asking, timeout=self._slow_after())
+            if not done and not self._account.over(cost):
+                asking.append(asyncio.create_task(self._ask_again(call, cost)))
+            while True:
+                done, left = await asyncio.wait(
+                    [task for task in asking if not task.done()] or asking,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                answers = [task.result() for task in asking if task.done()]
                 good = [answer for answer in answers if isinstance(answer, Reply)]
-            return (good or answers)[0]
+                if good or not left:
+                    return (good or answers)[0]
         finally:
-            for call in calls:
-                call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    async def _ask_again(self, call: _Call, cost: Spent) -> Reply | Fault:
+        """The second request of a slow call: it takes a slot, a place within the rates
+        and a share of the budget like any other."""
+        self._account.hold(cost)
+        try:
+            async with self._slots:
+                await self._pace(call.prompt)
+                return await self._ask(call)
+        finally:
+            self._account.release(cost)
+
+    async def _ask(self, call: _Call) -> Reply | Fault:
+        """One request. One that is abandoned may have to be paid for all the same, and
+        is charged a guess of what was read."""
+        taken, used = self._taken(call.prompt), self._guess(call.prompt).prompt
+        call.at_provider += 1
+        self._account.flight(1)
+        try:
+            answer = await self._provider.ask(call.prompt)
+        except asyncio.CancelledError:
+            call.usage += Usage(prompt=used)
+            raise
+        else:
+            call.usage += answer.usage
+            used = answer.usage.total or used
+            return answer
+        finally:
+            call.at_provider -= 1
+            self._account.flight(-1)
+            self._tokens.give_back(taken - used)
 
     def _slow_after(self) -> float | None:
         """Seconds after which a call belongs to the share `judge.hedge`; None: off."""
         share, known = self._config.hedge, self._latencies
         if not share or len(known) < HEDGE_AFTER:
             return None
-        return statistics.quantiles(known, n=100)[round(100 * (1 - share)) - 1]
+        cuts = statistics.quantiles(known, n=100)
+        return cuts[min(round(100 * (1 - share)), len(cuts)) - 1]
 
     def _verdict(
         self, entry: Entry, prompt: Prompt, request: JudgeRequest, *, cached: bool
@@ -327,50 +456,40 @@ class CallingJudge:
 
     # -- limits ----------------------------------------------------------------
 
+    async def _pace(self, prompt: Prompt) -> None:
+        """Returns when the rates and the server allow a request at once."""
+        taken = self._taken(prompt)
+        while True:
+            while (wait := self._not_before - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            await self._requests.take()
+            await self._tokens.take(taken)
+            if time.monotonic() >= self._not_before:
+                return
+            self._requests.give_back(1)
+            self._tokens.give_back(taken)
+
+    def _hold_all(self, seconds: float) -> None:
+        """Nobody asks before the server wants to be asked again."""
+        until = time.monotonic() + min(seconds, self._config.outage_s)
+        self._not_before = max(self._not_before, until)
+
     def _guess(self, prompt: Prompt) -> Usage:
         """Tokens that a call may use, before it is made."""
         read = len(prompt.text) // CHARS_PER_TOKEN + 1
         return Usage(prompt=read, answer=self._config.max_output_tokens)
 
-    def _reserve(self, usage: Usage, sign: int) -> None:
-        held = self._reserved
-        self._reserved = dataclasses.replace(
-            held,
-            prompt=held.prompt + sign * usage.prompt,
-            answer=held.answer + sign * usage.answer,
-        )
+    def _taken(self, prompt: Prompt) -> float:
+        """What a request takes of the tokens a minute until its reply says better."""
+        return min(self._guess(prompt).total, self._tokens.room)
 
-    def _over_budget(self, prompt: Prompt) -> str | None:
-        """The cap that one more call could break, counting those under way."""
-        budget, spent = self._config.budget, self._ledger.spent
-        usage = _sum(self._reserved, self._guess(prompt))
-        calls = spent.calls + len(self._asking) + 1
-        usd = spent.usd + (self._price.of(usage) if self._price else 0.0)
-        reached = {
-            "calls": (calls, budget.calls),
-            "tokens": (spent.tokens + usage.total, budget.tokens),
-            "usd": (usd, budget.usd),
-        }
-        for name, (would_be, cap) in reached.items():
-            if cap and would_be > cap:
-                return (
-                    f"judge.budget.{name}={cap:g} would be passed ({spent.calls} "
-                    f"calls, {spent.tokens} tokens, ${spent.usd:.4f} so far); raise it "
-                    "and run the same command again to go on"
-                )
-        return None
-
-    def _enter(self, change: int) -> None:
-        meter = self._meter
-        meter.in_flight += change
-        meter.most_in_flight = max(meter.most_in_flight, meter.in_flight)
+    def _cost(self, prompt: Prompt) -> Spent:
+        """What a call may cost, before it is made."""
+        guess = self._guess(prompt)
+        usd = self._price.of(guess) if self._price else 0.0
+        return Spent(usd=usd, tokens=guess.total, calls=1)
 
     def _redact(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "[secret]")
         return text
-
-
-def _sum(a: Usage, b: Usage) -> Usage:
-    names = [field.name for field in dataclasses.fields(Usage)]
-    return Usage(**{name: getattr(a, name) + getattr(b, name) for name in names})

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import statistics
 from collections.abc import Mapping
 
+from mappa_jax.config import BudgetConfig
+from mappa_jax.judges.account import Account
 from mappa_jax.judges.base import Judge, Meter
+from mappa_jax.judges.ledger import Spent
 from mappa_jax.types import JudgeCall, JudgeRequest, Missing, Verdict
 
 COMBINE = {"mean": statistics.fmean, "median": statistics.median}
@@ -17,12 +21,23 @@ class EnsembleJudge:
 
     The mean over those that happened to answer would mix the members' offsets into the
     reward; so the first member's `Missing` stands for all.
+
+    Args:
+      members: by name.
+      combine: "mean" or "median" of their scores.
+      account: the one that those members share which have one.
     """
 
     name = "ensemble"
 
-    def __init__(self, members: Mapping[str, Judge], combine: str):
+    def __init__(
+        self,
+        members: Mapping[str, Judge],
+        combine: str,
+        account: Account | None = None,
+    ):
         self._members = dict(members)
+        self._account = account or Account(BudgetConfig(), Spent())
         self._combine = COMBINE[combine]
 
     async def check(self) -> None:
@@ -53,15 +68,11 @@ class EnsembleJudge:
         )
 
     def meter(self) -> Meter:
-        """The members' together."""
+        """The shared account's; down since the first of the members is."""
         meters = [member.meter() for member in self._members.values()]
         down = [m.down_since for m in meters if m.down_since is not None]
-        return Meter(
-            in_flight=sum(m.in_flight for m in meters),
-            most_in_flight=sum(m.most_in_flight for m in meters),
-            calls=sum(m.calls for m in meters),
-            usd=sum(m.usd for m in meters),
-            down_since=min(down, default=None),
+        return dataclasses.replace(
+            self._account.meter(), down_since=min(down, default=None)
         )
 
     def sync(self) -> None:

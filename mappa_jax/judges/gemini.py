@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
+import pydantic
 from google import genai
 from google.auth import exceptions as auth_errors
 from google.genai import errors, types
 
 from mappa_jax.config import JudgeConfig
 from mappa_jax.judges.base import JudgeError
-from mappa_jax.judges.provider import Fault, Reply, Usage, passing_fault
+from mappa_jax.judges.prompts import Form, Prompt
+from mappa_jax.judges.provider import (
+    SHOWN_CHARS,
+    Fault,
+    Reply,
+    Usage,
+    passing_fault,
+)
 from mappa_jax.types import MissingReason
 
 ENDPOINT = "https://generativelanguage.googleapis.com/"
@@ -45,10 +55,12 @@ class GeminiProvider:
     """See `Provider`. One client and its connections are shared by all calls."""
 
     name = "gemini"
-    form = "schema"
+    forms = ("schema",)
+    at_once = 0
 
     def __init__(self, config: JudgeConfig, api_key: str | None):
         self.model = config.model
+        self._url = config.base_url or ENDPOINT
         thinking = None
         if config.thinking_tokens >= 0:
             thinking = types.ThinkingConfig(thinking_budget=config.thinking_tokens)
@@ -61,16 +73,16 @@ class GeminiProvider:
         )
         self._client = _client(config, api_key).aio
 
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self, form: Form) -> Mapping[str, Any]:
         return self._asked.model_dump(mode="json", exclude_none=True)
 
     async def open(self) -> None:
         """Nothing has to be settled."""
 
-    async def ask(self, text: str) -> Reply | Fault:
+    async def ask(self, prompt: Prompt) -> Reply | Fault:
         try:
             answer = await self._client.models.generate_content(
-                model=self.model, contents=text, config=self._asked
+                model=self.model, contents=prompt.text, config=self._asked
             )
         except errors.APIError as error:
             return classify(error, self.model)
@@ -80,7 +92,21 @@ class GeminiProvider:
             return Fault(
                 MissingReason.INFRASTRUCTURE, repr(error), passing=True, down=True
             )
-        except ValueError as error:  # a body that is not the protocol's JSON
+        except json.JSONDecodeError as error:  # cut off, or of something on the way
+            said = f"{self._url} said {error.doc[:SHOWN_CHARS]!r}, which is not JSON"
+            return Fault(MissingReason.SERVER_ERROR, said, passing=True)
+        except (
+            pydantic.ValidationError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as e:
+            # The SDK does not look at the shape of what it converts.
+            said = (
+                f"{self._url} gave no answer of the protocol: {repr(e)[:SHOWN_CHARS]}"
+            )
+            return Fault(MissingReason.UNPARSABLE, said)
+        except ValueError as error:
             return Fault(MissingReason.SERVER_ERROR, repr(error), passing=True)
         return read(answer)
 
@@ -167,5 +193,12 @@ def classify(error: errors.APIError, model: str) -> Fault:
     if error.code == 404:
         return Fault(MissingReason.INFRASTRUCTURE, f"judge.model={model!r}: {detail}")
     headers = getattr(error.response, "headers", None) or {}
-    passing = passing_fault(error.code, detail, headers.get("Retry-After", ""))
+    after = headers.get("Retry-After", "") or _retry_delay(error.details)
+    passing = passing_fault(error.code, detail, after)
     return passing or Fault(MissingReason.INFRASTRUCTURE, detail)
+
+
+def _retry_delay(details: Any) -> str:
+    """The seconds of a google.rpc.RetryInfo in an error's body; "" without one."""
+    found = re.search(r"""["']retryDelay["']: *["']([\d.]+)s["']""", str(details))
+    return found[1] if found else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,8 +19,10 @@ from mappa_jax.types import Missing, Trajectory, Verdict
 
 EXTREMES = (0.0, 10.0)
 LENGTH_BINS = 4  # quartiles of an agent's lengths
-# An offset is named where it is larger than this and than twice its standard error.
-NOTABLE_POINTS = 0.5
+# A difference is named where it is as large as this, in points, and as twice its
+# standard error: of one kind of task from another, and of long actions from short.
+NOTABLE_KINDS, NOTABLE_LENGTHS = 0.3, 0.5
+CENTRAL = (0.05, 0.95)  # quantiles of the lengths that a slope is judged over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +74,12 @@ def health(rows: Sequence[Scored]) -> dict[str, Any]:
 
     Returns:
       Agent -> `actions`, `mean`, `extremes` (share of scores at 0 or 10), `slope`
-      (points per 100 tokens, with `slope_error`), `kinds` and `lengths` (a list of
+      (points per 100 tokens, with `slope_error`), `range` (the central 90% of the
+      lengths, in tokens), `kinds` and `lengths` (a list of
       groups: `name`, `actions`, `mean`, `offset` from the mean over groups, `error`
-      of the offset), `outcome` (`auc`, `correlation`, `actions`) where trajectories
-      have one, and `agreement` (`pairs`, `gap`, `correlation`) where actions were
-      judged twice.
+      of the offset), `outcome` (`auc`, `auc_error`, `correlation`, `actions`) where
+      trajectories have one, and `agreement` (`pairs`, `gap`, `correlation`) where
+      actions were judged twice.
     """
     agents = dict.fromkeys(row.agent for row in rows)
     return {a: _of_agent([row for row in rows if row.agent == a]) for a in agents}
@@ -92,6 +96,7 @@ def _of_agent(rows: list[Scored]) -> dict[str, Any]:
         "extremes": float(np.isin(scores, EXTREMES).mean()),
         "slope": slope,
         "slope_error": error,
+        "range": np.quantile(lengths, CENTRAL).tolist(),
         "kinds": _groups(rows, lambda row: row.kind),
         "lengths": _groups(rows, lambda row: _bin(row.length, edges)),
     }
@@ -145,12 +150,22 @@ def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return slope, float((rest @ rest / (n - 2) / spread) ** 0.5)
 
 
+def auc_error(right: int, wrong: int) -> float:
+    """The standard error of the AUC of scores that say nothing: that of the
+    Mann-Whitney statistic, sqrt((m + n + 1) / (12 m n)); NaN where one is 0."""
+    if not right or not wrong:
+        return float("nan")
+    return ((right + wrong + 1) / (12 * right * wrong)) ** 0.5
+
+
 def _against_outcome(rows: list[Scored]) -> dict[str, Any]:
     scores = np.asarray([row.score for row in rows])
     outcomes = np.asarray([row.outcome for row in rows])
+    right = outcomes >= 1.0 - 1e-6
     return {
         "actions": len(rows),
-        "auc": auc(scores, outcomes >= 1.0 - 1e-6),
+        "auc": auc(scores, right),
+        "auc_error": auc_error(int(right.sum()), int((~right).sum())),
         "correlation": correlation(scores, outcomes),
     }
 
@@ -183,24 +198,46 @@ def _agreement(pairs: np.ndarray) -> dict[str, Any]:
     }
 
 
+def figures(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The main figures of a report, as metrics: agent -> name -> number.
+
+    `mean`, `extremes` and `slope` (points per 100 tokens); `offset`, by kind of task,
+    where there are several; `agreement`, the mean gap of two opinions; `auc` against
+    the outcome. A figure that cannot be told is left out.
+    """
+    out = {}
+    for agent, found in report.items():
+        kinds = found["kinds"] if len(found["kinds"]) > 1 else []
+        numbers = {name: found[name] for name in ("mean", "extremes", "slope")}
+        numbers["agreement"] = found.get("agreement", {}).get("gap", math.nan)
+        numbers["auc"] = found.get("outcome", {}).get("auc", math.nan)
+        offsets = {group["name"]: group["offset"] for group in kinds}
+        told = {name: n for name, n in numbers.items() if math.isfinite(n)}
+        out[agent] = told | ({"offset": offsets} if offsets else {})
+    return out
+
+
 def warnings(report: dict[str, Any]) -> list[str]:
     """What a person should look at, in words."""
     out = []
     for agent, found in report.items():
-        for group in found["kinds"]:
-            offset, error = group["offset"], group["error"]
-            if abs(offset) > max(NOTABLE_POINTS, 2 * error):
-                way = "above" if offset > 0 else "below"
-                out.append(
-                    f"{agent}: tasks of kind {group['name']!r} score {abs(offset):.2f} "
-                    f"points {way} the mean over kinds ({group['actions']} actions); "
-                    "agents may drift there: consider judge.debias=True"
-                )
+        for high, low in _apart(found["kinds"]):
+            out.append(
+                f"{agent}: tasks of kind {high['name']!r} score "
+                f"{high['mean'] - low['mean']:.2f} points above those of kind "
+                f"{low['name']!r} ({high['actions']} and {low['actions']} actions); "
+                "agents may drift there: consider judge.debias=True"
+            )
         slope, error = found["slope"], found["slope_error"]
-        if abs(slope) > max(NOTABLE_POINTS, 2 * error):
-            out.append(f"{agent}: {slope:+.2f} points per 100 tokens: length pays")
+        short, long = found["range"]
+        over = (long - short) / 100
+        if abs(slope) * over >= NOTABLE_LENGTHS and abs(slope) >= 2 * error:
+            out.append(
+                f"{agent}: {slope * over:+.2f} points from {short:.0f} to {long:.0f} "
+                f"tokens ({slope:+.2f} per 100): length pays"
+            )
         outcome = found.get("outcome")
-        if outcome and outcome["auc"] < 0.5:
+        if outcome and outcome["auc"] < 0.5 - 2 * outcome["auc_error"]:
             out.append(
                 f"{agent}: scores are lower where the team succeeds (AUC "
                 f"{outcome['auc']:.2f} over {outcome['actions']} actions)"
@@ -210,4 +247,17 @@ def warnings(report: dict[str, Any]) -> list[str]:
                 f"{agent}: {found['extremes']:.0%} of scores are 0 or 10: little to "
                 "learn from"
             )
+    return out
+
+
+def _apart(kinds: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """For each kind of task the one that it stands highest above, where notably."""
+    out = []
+    for high in kinds:
+        for low in sorted(kinds, key=lambda group: group["mean"]):
+            gap = high["mean"] - low["mean"]
+            error = math.hypot(high["error"], low["error"])
+            if gap >= NOTABLE_KINDS and gap >= 2 * error:
+                out.append((high, low))
+                break
     return out

@@ -9,7 +9,8 @@ when the ledger is opened.
 A call is known by its key, a hash of the provider, the model, its settings and the
 prompt; the same content is never paid for twice. It also has an address, where in the
 run it was asked: a replay gives at an address what the run got there, missing verdicts
-included.
+included. Where two addresses shared a call, each has its entry, and only that of the
+call itself has attempts and a cost.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Entry:
       usage: tokens, all attempts together.
       usd: its price in US dollars.
       latency_s: of the attempts, pauses between them left out.
-      attempts: how many.
+      attempts: how many; 0: nobody was asked for this address.
       time: seconds since the epoch.
     """
 
@@ -72,7 +73,15 @@ class Spent:
     def add(self, entry: Entry) -> None:
         self.usd += entry.usd
         self.tokens += entry.usage.total
-        self.calls += 1
+        self.calls += entry.attempts > 0
+
+    def plus(self, other: Spent, times: int) -> Spent:
+        """This and so many times the other."""
+        return Spent(
+            usd=self.usd + times * other.usd,
+            tokens=self.tokens + times * other.tokens,
+            calls=self.calls + times * other.calls,
+        )
 
 
 class Ledger:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-LOOK_S = 0.25  # a wait for units is looked at again so often: some may come back
-
 
 class TokenBucket:
     """At most `per_minute` units a minute, in the long run; 0: no limit.
@@ -18,34 +16,53 @@ class TokenBucket:
     The bucket holds a second's worth (at least one unit). A demand larger than that
     is served when the bucket is full, and the debt is waited off by those after it.
     First come, first served. Units that were not used in the end can be given back.
+
+    Attributes:
+      room: what it holds when it is full.
     """
 
     def __init__(self, per_minute: float):
         self._rate = per_minute / 60
-        self._room = max(self._rate, 1.0)
-        self._level = self._room
+        self.room = max(self._rate, 1.0)
+        self._level = self.room
         self._filled = time.monotonic()
         self._turn = asyncio.Lock()
+        self._back = asyncio.Event()
 
     async def take(self, amount: float = 1.0) -> None:
         """Returns when `amount` may be used."""
         if not self._rate:
             return
         async with self._turn:
-            needed = min(amount, self._room)
+            needed = min(amount, self.room)
             while (missing := needed - self._fill()) > 1e-6:
-                await asyncio.sleep(min(missing / self._rate, LOOK_S))
+                await self._pause(missing / self._rate)
             self._level -= amount
 
     def give_back(self, amount: float) -> None:
-        """Says that so many of the units taken were not used."""
-        self._level += max(amount, 0.0)
+        """Says that so many of the units taken were not used; negative: that so many
+        more were."""
+        self._level = min(self._level + amount, self.room)
+        self._back.set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Returns then, or when units come back."""
+        self._back.clear()
+        ends = [
+            asyncio.ensure_future(asyncio.sleep(seconds)),
+            asyncio.ensure_future(self._back.wait()),
+        ]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
 
     def _fill(self) -> float:
         """What is in the bucket by now."""
         now = time.monotonic()
         self._level += (now - self._filled) * self._rate
-        self._level = min(self._level, self._room)
+        self._level = min(self._level, self.room)
         self._filled = now
         return self._level
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from mappa_jax.config import JudgeConfig
 from mappa_jax.judges.base import JudgeError
+from mappa_jax.judges.prompts import Form, Prompt
 from mappa_jax.judges.provider import Fault, Reply, Usage
 from mappa_jax.types import MissingReason
 
@@ -41,7 +42,8 @@ class LocalProvider:
     """See `Provider`. One prompt at a time; the event loop is not held up."""
 
     name = "local"
-    form = "number"
+    forms = ("number",)
+    at_once = 1
 
     def __init__(
         self, config: JudgeConfig, make_scorer: Callable[[str], Scorer] | None
@@ -51,27 +53,43 @@ class LocalProvider:
         self.model = config.model
         self._make_scorer = make_scorer
         self._scorer: Scorer | None = None
-        self._turn = asyncio.Lock()
 
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self, form: Form) -> Mapping[str, Any]:
         return {"scores": list(SCORES)}
 
     async def open(self) -> None:
         """Loads the weights; raises what the registry raises."""
         self._scorer = await asyncio.to_thread(self._make_scorer, self.model)
 
-    async def ask(self, text: str) -> Reply | Fault:
-        async with self._turn:
-            try:
-                chances, tokens = await asyncio.to_thread(self._scorer, text)
-            except PromptTooLong as e:
-                detail = f"{e}: lower judge.field_tokens or judge.prompt_tokens"
-                return Fault(MissingReason.TRUNCATED, detail)
-        score = float(np.dot(chances, SCORES))
-        likely = sorted(SCORES, key=lambda s: -chances[s])[:3]
-        said = ", ".join(f"{s}: {chances[s]:.0%}" for s in likely)
+    async def ask(self, prompt: Prompt) -> Reply | Fault:
+        work = asyncio.ensure_future(asyncio.to_thread(self._scorer, prompt.text))
+        try:
+            chances, tokens = await _to_its_end(work)
+        except PromptTooLong as e:
+            detail = f"{e}: lower judge.field_tokens or judge.prompt_tokens"
+            return Fault(MissingReason.TRUNCATED, detail)
+        weights = np.asarray(chances, np.float64)
+        weights = weights / weights.sum()
+        # Rounding may still leave the range by a digit, which is not the model's doing.
+        score = float(np.clip(weights @ np.asarray(SCORES, np.float64), 0.0, 10.0))
+        likely = sorted(SCORES, key=lambda s: -weights[s])[:3]
+        said = ", ".join(f"{s}: {weights[s]:.0%}" for s in likely)
         verdict = {"rationale": f"most likely {said}", "score": score}
         return Reply(json.dumps(verdict), Usage(prompt=tokens))
 
     async def aclose(self) -> None:
         self._scorer = None
+
+
+async def _to_its_end(work: asyncio.Future[Any]) -> Any:
+    """The result of a thread. Whoever is cancelled meanwhile goes when it has ended:
+    it cannot be stopped, and the next one is not to run beside it."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:
+                continue  # it has been told already, and is raised below
+        raise

@@ -11,11 +11,18 @@ import pydantic
 
 from mappa_jax.config import JudgeConfig
 from mappa_jax.judges.base import JudgeError
-from mappa_jax.judges.prompts import Form, probe
-from mappa_jax.judges.provider import Fault, Reply, Usage, passing_fault
+from mappa_jax.judges.prompts import Form, Prompt
+from mappa_jax.judges.provider import (
+    SHOWN_CHARS,
+    Fault,
+    Reply,
+    Usage,
+    passing_fault,
+)
 from mappa_jax.types import MissingReason
 
 ENDPOINT = "https://api.openai.com/v1"
+RENAMED = "max_completion_tokens"
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -34,8 +41,8 @@ class _Details(pydantic.BaseModel):
 
 
 class _Told(pydantic.BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
 
@@ -60,11 +67,12 @@ class _Completion(pydantic.BaseModel):
 class OpenAIProvider:
     """See `Provider`.
 
-    With judge.form="auto" the server is asked once whether it takes a JSON schema;
-    one that does not writes its verdict fenced in free text.
+    With judge.form="auto" a server that does not take a JSON schema, or takes it and
+    does not keep to it, writes its verdict fenced in free text.
     """
 
     name = "openai"
+    at_once = 0
 
     def __init__(self, config: JudgeConfig, api_key: str | None):
         if not config.base_url and not api_key:
@@ -73,33 +81,31 @@ class OpenAIProvider:
                 "the address of a server of your own (http://localhost:8000/v1)"
             )
         self.model = config.model
-        self.form: Form = "fenced" if config.form == "fenced" else "schema"
-        self._auto = config.form == "auto"
-        self._url = (config.base_url or ENDPOINT).rstrip("/") + "/chat/completions"
+        self.forms: tuple[Form, ...] = (
+            ("schema", "fenced") if config.form == "auto" else (config.form,)
+        )
+        self._base = (config.base_url or ENDPOINT).rstrip("/")
+        self._url = self._base + "/chat/completions"
         self._limit = config.max_output_tokens
+        self._limit_name = "max_tokens"
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
 
-    def settings(self) -> Mapping[str, Any]:
-        settings = {"temperature": 0.0, "max_tokens": self._limit}
-        if self.form == "schema":
-            named = {"name": "verdict", "strict": True, "schema": SCHEMA}
-            settings["response_format"] = {"type": "json_schema", "json_schema": named}
-        return settings
+    def settings(self, form: Form) -> Mapping[str, Any]:
+        # Two servers may give one name to two models.
+        asked = _asked(form) | {"max_tokens": self._limit}
+        return asked | {"base_url": self._base}
 
     async def open(self) -> None:
-        """Finds out whether the server takes a schema."""
-        if not self._auto:
-            return
-        answer = await self.ask(probe("schema").text)
-        if isinstance(answer, Fault) and answer.detail.startswith(("400", "422")):
-            self.form = "fenced"
+        """Nothing has to be settled."""
 
-    async def ask(self, text: str) -> Reply | Fault:
+    async def ask(self, prompt: Prompt) -> Reply | Fault:
+        limit_name = self._limit_name
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": text}],
-            **self.settings(),
+            "messages": [{"role": "user", "content": prompt.text}],
+            limit_name: self._limit,
+            **_asked(prompt.form),
         }
         if self._session is None:  # made late, inside the event loop
             self._session = aiohttp.ClientSession(headers=self._headers)
@@ -110,16 +116,35 @@ class OpenAIProvider:
             return Fault(
                 MissingReason.INFRASTRUCTURE, repr(error), passing=True, down=True
             )
+        if response.status == 400 and RENAMED in raw and limit_name != RENAMED:
+            # Newer models want the limit under another name, and say so.
+            self._limit_name = RENAMED
+            detail = f"{response.status}: {raw[:SHOWN_CHARS]}"
+            return Fault(MissingReason.SERVER_ERROR, detail, passing=True)
         if response.status != 200:
             return classify(response.status, response.headers, raw, self.model)
+        shown = f"{self._url} said {raw[:SHOWN_CHARS]!r}"
         try:
-            return read(_Completion.model_validate(json.loads(raw)))
-        except ValueError as error:  # a body that is not the protocol's JSON
-            return Fault(MissingReason.SERVER_ERROR, repr(error), passing=True)
+            completion = _Completion.model_validate(json.loads(raw))
+        except json.JSONDecodeError:  # cut off, or of something on the way
+            detail = f"{shown}, which is not JSON"
+            return Fault(MissingReason.SERVER_ERROR, detail, passing=True)
+        except (pydantic.ValidationError, RecursionError):
+            detail = f"{shown}, which is no chat completion"
+            return Fault(MissingReason.UNPARSABLE, detail)
+        return read(completion)
 
     async def aclose(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+def _asked(form: Form) -> dict[str, Any]:
+    asked: dict[str, Any] = {"temperature": 0.0}
+    if form == "schema":
+        named = {"name": "verdict", "strict": True, "schema": SCHEMA}
+        asked["response_format"] = {"type": "json_schema", "json_schema": named}
+    return asked
 
 
 def read(completion: _Completion) -> Reply | Fault:
@@ -144,9 +169,9 @@ def _usage(told: _Told | None) -> Usage:
     read_, written = told.prompt_tokens_details, told.completion_tokens_details
     thinking = (written.reasoning_tokens or 0) if written else 0
     return Usage(
-        prompt=told.prompt_tokens,
+        prompt=told.prompt_tokens or 0,
         cached=(read_.cached_tokens or 0) if read_ else 0,
-        answer=told.completion_tokens - thinking,
+        answer=max((told.completion_tokens or 0) - thinking, 0),
         thinking=thinking,
     )
 
@@ -162,5 +187,9 @@ def classify(status: int, headers: Mapping[str, str], body: str, model: str) -> 
         )
     if status == 429 and "insufficient_quota" in body:  # no pause will mend it
         return Fault(MissingReason.RATE_LIMITED, detail)
+    if status in (400, 422):
+        if any(word in body for word in ("response_format", "schema")):
+            detail += " (judge.form='fenced' asks without a schema)"
+        return Fault(MissingReason.INFRASTRUCTURE, detail, refused=True)
     passing = passing_fault(status, detail, headers.get("Retry-After", ""))
     return passing or Fault(MissingReason.INFRASTRUCTURE, detail)

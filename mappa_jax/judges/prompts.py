@@ -15,23 +15,19 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from mappa_jax.config import JudgeConfig
+from mappa_jax.config import JudgeConfig, WorkflowConfig
+from mappa_jax.text import shown_names
 from mappa_jax.types import JudgeRequest, Message, Observation, Role
 
 CHARS_PER_TOKEN = 4  # of JudgeConfig.field_tokens and prompt_tokens
 NONCE_CHARS = 16
 KEPT_TOKENS = 64  # of a field, however long the others are
 # Which fields give way first where all together are too long.
-SACRIFICE = ("received", "task", "reference", "action", "observation")
+SACRIFICE = ("received", "task", "reference", "trail", "action", "observation")
 # How the verdict is written: by the endpoint's JSON schema, fenced in free text, or as
 # a single number.
 Form = Literal["schema", "fenced", "number"]
-TEMPLATES = {
-    "solver": "mathchat_solver.txt",
-    "coder": "mathchat_coder.txt",
-    "verifier": "mathchat_verifier.txt",
-    "single": "single.txt",
-}
+OWN = pathlib.Path(__file__).with_name("prompts")
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -52,23 +48,37 @@ class Prompt:
     form: Form
 
 
-def render(request: JudgeRequest, config: JudgeConfig, form: Form) -> Prompt:
+def render(
+    request: JudgeRequest,
+    config: JudgeConfig,
+    form: Form,
+    templates: Mapping[str, str] | None = None,
+) -> Prompt:
     """The prompt for one action.
 
     Fields longer than `field_tokens` (of about 4 characters) lose their middle,
     visibly; so do, in the order of SACRIFICE, those that together exceed
     `prompt_tokens`.
 
+    Args:
+      request: the action and what it may be shown with.
+      config: the lengths of fields.
+      form: how the verdict is to be written.
+      templates: of `load_templates`; None: that of the role is read now.
+
     Raises:
-      ValueError: if there is no template for the role, or it names unknown fields.
+      ValueError: if there is no template for the role, or it is of no use.
     """
-    template = load_template(request.role.name, config.prompts)
+    role = request.role.name
+    templates = templates or load_templates([role], config.prompts)
+    template = templates[role]
     longest = config.field_tokens * CHARS_PER_TOKEN
     raw = {name: shorten(text, longest) for name, text in _foreign(request).items()}
     raw = fit(raw, config.prompt_tokens * CHARS_PER_TOKEN)
     nonce = make_nonce(raw.values())
     fields = {name: fence(name, text, nonce) for name, text in raw.items()}
     fields |= _own(request) | {"nonce": nonce, "answer": _answer(request, form, nonce)}
+    fields.setdefault("trail", "")  # of a team that owes no files
     return _prompt(fill(template, fields), nonce, form)
 
 
@@ -87,47 +97,77 @@ def _prompt(text: str, nonce: str, form: Form) -> Prompt:
     return Prompt(text, digest, nonce, form)
 
 
-def load_template(role: str, folder: str = "") -> str:
-    """The template of a role's name.
+def load_templates(
+    roles: Iterable[str],
+    folder: str = "",
+    workflow: str = WorkflowConfig.name,
+    rubric: str = JudgeConfig.rubric,
+) -> dict[str, str]:
+    """The templates by role, checked.
 
     Args:
-      role: its name.
-      folder: the user's own templates, by the same file names; "" for ours.
+      roles: their names.
+      folder: the user's own templates; "" for ours.
+      workflow: and
+      rubric: WORKFLOW_ROLE_RUBRIC.txt is looked for first, then WORKFLOW_ROLE.txt,
+        then ROLE.txt.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: naming the file: it is missing, cannot be read, names fields that
+        there are not, or lacks one without which no verdict can be given.
     """
-    if role not in TEMPLATES:
-        raise ValueError(f"no judge prompt for role {role!r}; there are {[*TEMPLATES]}")
-    own = pathlib.Path(__file__).with_name("prompts")
-    path = (pathlib.Path(folder) if folder else own) / TEMPLATES[role]
+    return {role: load_template(role, folder, workflow, rubric) for role in roles}
+
+
+def load_template(
+    role: str,
+    folder: str = "",
+    workflow: str = WorkflowConfig.name,
+    rubric: str = JudgeConfig.rubric,
+) -> str:
+    """The template of a role's name; see `load_templates`."""
+    where = pathlib.Path(folder) if folder else OWN
+    names = [f"{workflow}_{role}_{rubric}.txt", f"{workflow}_{role}.txt", f"{role}.txt"]
+    path = next((where / n for n in names if (where / n).is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"judge.prompts={folder!r}: no judge prompt for role {role!r} of workflow "
+            f"{workflow!r}: neither {' nor '.join(names)} is in {where}; copy the "
+            f"files of {OWN} there and edit them"
+        )
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(
             f"judge.prompts={folder!r}: {path.name} cannot be read ({e}); copy the "
-            f"files of {own} there and edit them"
+            f"files of {OWN} there and edit them"
         ) from e
+    _check_template(text, f"judge.prompts={folder!r}: {path.name}")
+    return text
 
 
-def check_templates(roles: Iterable[str], folder: str) -> None:
-    """Refuses templates that are missing or name fields that there are not.
-
-    Raises:
-      ValueError: naming the file.
-    """
-    for role in roles:
-        found = set(_PLACEHOLDER.findall(load_template(role, folder)))
-        if unknown := found - set(FIELDS):
+def _check_template(text: str, where: str) -> None:
+    found = set(_PLACEHOLDER.findall(text))
+    if unknown := found - set(FIELDS):
+        raise ValueError(
+            f"{where} names {sorted(unknown)}; the fields are {', '.join(FIELDS)}"
+        )
+    for line in _PLACEHOLDER.sub("", text).splitlines():
+        if "{{" in line or "}}" in line:
             raise ValueError(
-                f"judge.prompts={folder!r}: {TEMPLATES[role]} names {sorted(unknown)}; "
-                f"the fields are {', '.join(FIELDS)}"
+                f"{where} has a brace too many in {line.strip()!r}; a field is written "
+                "{{name}}, without blanks"
             )
-        if missing := {"action", "answer"} - found:
-            raise ValueError(
-                f"judge.prompts={folder!r}: {TEMPLATES[role]} lacks {sorted(missing)}: "
-                "without it no verdict can be given"
-            )
+    if missing := {"action", "answer"} - found:
+        raise ValueError(
+            f"{where} lacks {sorted(missing)}: without it no verdict can be given"
+        )
+
+
+def hash_templates(templates: Mapping[str, str]) -> str:
+    """Another digest wherever another prompt would be sent."""
+    told = sorted(templates.items())
+    return hashlib.sha256(repr(told).encode("utf-8")).hexdigest()
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
@@ -171,7 +211,7 @@ def shorten(text: str, longest: int) -> str:
 def fit(texts: Mapping[str, str], longest: int) -> dict[str, str]:
     """`texts` of together at most `longest` characters, shortened by SACRIFICE."""
     out = dict(texts)
-    for name in SACRIFICE:
+    for name in filter(out.__contains__, SACRIFICE):
         excess = sum(map(len, out.values())) - longest
         if excess <= 0:
             break
@@ -207,13 +247,16 @@ def _answer(request: JudgeRequest, form: Form, nonce: str) -> str:
 def _foreign(request: JudgeRequest) -> dict[str, str]:
     """Texts that we did not write, by the name of their field."""
     action = request.action
-    return {
+    foreign = {
         "task": request.task,
         "received": "\n\n".join(map(_describe_message, action.messages)),
         "action": action.text,
         "observation": _describe_observation(action.observation),
         "reference": request.reference if request.reference is not None else "",
     }
+    if any(role.makes for role in request.team):
+        foreign["trail"] = _describe_trail(request)
+    return foreign
 
 
 FIELDS = (
@@ -231,6 +274,11 @@ def _own(request: JudgeRequest) -> dict[str, str]:
     }
     if request.reference is None:
         about = "You are not shown the right answer: the field below is empty."
+    elif action.outcome is not None:
+        about = (
+            "The field below is a report on the submission that lies in the folder "
+            "after this action. The agent has not seen it."
+        )
     else:
         about = (
             "The field below holds the right answer. The agent has not seen it. Use "
@@ -253,6 +301,29 @@ def _describe_role(role: Role) -> str:
     return f"- {role.title} ({role.name}, {turns}{tool}): {role.duty}{made}"
 
 
+def _describe_trail(request: JudgeRequest) -> str:
+    """What each action up to this one has done to the files, and what is not there."""
+    lines, there = [], ()
+    titles = {role.name: role.title for role in request.team}
+    for action in (*request.before, request.action):
+        seen = action.observation
+        who = f"{titles[action.agent]}, turn {action.turn + 1}"
+        if seen is None:
+            lines.append(f"{who}: ran nothing")
+            continue
+        there = seen.files
+        made = [name for name in seen.files if name not in seen.files_before]
+        gone = [name for name in seen.files_before if name not in seen.files]
+        did = {"made": made, "changed": seen.changed, "removed": gone}
+        told = "; ".join(f"{verb} {shown_names(f)}" for verb, f in did.items() if f)
+        lines.append(f"{who}: {told or 'changed no file'}")
+    for role in request.team[: request.team.index(request.role) + 1]:
+        missing = [name for name in role.makes if name not in there]
+        if missing:
+            lines.append(f"owed by the {role.title}, not there: {', '.join(missing)}")
+    return "\n".join(lines)
+
+
 def _describe_message(message: Message) -> str:
     return f"[{message.role}]\n{message.content}"
 
@@ -263,7 +334,7 @@ def _describe_observation(seen: Observation | None) -> str:
     return (
         f"exit status: {seen.exit_status}\n"
         f"limit hit: {seen.limit or 'none'}\n"
-        f"files before: {', '.join(seen.files_before) or 'none'}\n"
-        f"files after: {', '.join(seen.files) or 'none'}\n"
+        f"files before: {shown_names(seen.files_before) or 'none'}\n"
+        f"files after: {shown_names(seen.files) or 'none'}\n"
         f"[stdout]\n{seen.stdout}\n[stderr]\n{seen.stderr}"
     )

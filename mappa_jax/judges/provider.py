@@ -14,8 +14,10 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from mappa_jax.judges.prompts import Form
+from mappa_jax.judges.prompts import Form, Prompt
 from mappa_jax.types import MissingReason
+
+SHOWN_CHARS = 200  # of a faulty answer, in the detail of a fault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Usage:
     def total(self) -> int:
         return self.prompt + self.answer + self.thinking
 
+    def __add__(self, other: Usage) -> Usage:
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Usage(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
@@ -56,6 +62,8 @@ class Fault:
       detail: for a person.
       passing: whether it is worth asking again.
       down: whether it speaks of the endpoint rather than of this call.
+      refused: whether the endpoint took offence at how it was asked, so that another
+        form may do.
       retry_after_s: the pause that the server asked for, or None.
       usage: what was paid for all the same.
     """
@@ -64,35 +72,37 @@ class Fault:
     detail: str
     passing: bool = False
     down: bool = False
+    refused: bool = False
     retry_after_s: float | None = None
     usage: Usage = Usage()
 
 
 class Provider(Protocol):
-    """One endpoint and model. Safe to call from many tasks of one event loop."""
+    """One endpoint and model. Safe to call from many tasks of one event loop.
+
+    Attributes:
+      name: as in judge.provider.
+      model: as in judge.model.
+      forms: how the model may write its verdict. The first is tried first; the next
+        where the endpoint refuses it, or does not write as it was asked to.
+      at_once: requests that it can serve at a time; 0: as judge.concurrency says.
+    """
 
     name: str
     model: str
+    forms: tuple[Form, ...]
+    at_once: int
 
-    @property
-    def form(self) -> Form:
-        """How the model is to write its verdict: by a schema, or fenced in text."""
-
-    def fall_back(self) -> bool:
-        """Takes to another form, as the endpoint may not know this one.
-
-        False where there is no other. Called before the first call of the run only,
-        and only of a provider that asks by a schema.
-        """
-
-    def settings(self) -> Mapping[str, Any]:
-        """What an answer depends on besides the prompt; JSON values, no secrets."""
+    def settings(self, form: Form) -> Mapping[str, Any]:
+        """What an answer depends on besides the prompt, the endpoint included where
+        it may be another model's; JSON values, no secrets."""
 
     async def open(self) -> None:
         """Makes ready for the first call. Raises JudgeError."""
 
-    async def ask(self, text: str) -> Reply | Fault:
-        """One attempt. Raises nothing for a fault of the outside world."""
+    async def ask(self, prompt: Prompt) -> Reply | Fault:
+        """One attempt, as `prompt.form` says. Raises nothing for a fault of the
+        outside world."""
 
     async def aclose(self) -> None:
         """Releases connections."""

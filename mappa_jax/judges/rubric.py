@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from mappa_jax.judges import evidence
 from mappa_jax.judges.arithmetic import find_numbers, same_answer, to_number
 from mappa_jax.judges.base import Meter
+from mappa_jax.judges.rubric_datascience import Style, judge_action
 from mappa_jax.types import JudgeCall, JudgeRequest, Missing, Verdict
 
 DECIMALS = 4  # of a score
@@ -38,8 +39,14 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class RubricJudge:
-    """See `Judge`. Never fails, hence never answers `Missing`."""
+    """See `Judge`. Never fails, hence never answers `Missing`.
 
+    Attributes:
+      style: how the quality of a submission caps the last agent's points
+        (judges/rubric_datascience.py).
+    """
+
+    style: Style = "balanced"
     name: str = "rubric"
 
     async def check(self) -> None:
@@ -48,10 +55,15 @@ class RubricJudge:
     async def score(self, request: JudgeRequest) -> Verdict | Missing:
         """See `Judge.score`."""
         started = time.monotonic()
-        checks = apply_rubric(request)
+        if request.role.makes:
+            found = judge_action(request, self.style)
+            score, rationale = round(found.points, DECIMALS), found.why
+        else:
+            checks = apply_rubric(request)
+            score, rationale = total(checks), "\n".join(map(str, checks))
         return Verdict(
-            score=total(checks),
-            rationale="\n".join(map(str, checks)),
+            score=score,
+            rationale=rationale,
             call=JudgeCall(self.name, latency_s=time.monotonic() - started),
             correct=_correct(request),
         )
@@ -184,6 +196,8 @@ def _against_reference(request: JudgeRequest, answer: str | None) -> tuple[Check
 def _correct(request: JudgeRequest) -> bool | None:
     if request.reference is None or not request.is_last:
         return None
+    if request.action.outcome is not None:
+        return request.action.outcome.score == 1.0
     answer = evidence.stated_answer(request.action.content)
     return answer is not None and same_answer(answer, request.reference)
 

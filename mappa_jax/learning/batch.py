@@ -176,14 +176,15 @@ def pack(
     discount = reward.turn_discount
     judged = {name: _judged(trajectories, name, discount) for name in agents}
     counts = {name: _counts(rows) for name, rows in judged.items()}
+
+    def keeps(row: Judged) -> bool:
+        return _kept(row, reward, objective.mask_truncated)
+
     if debias:
-        judged = {name: _debiased(rows) for name, rows in judged.items()}
+        judged = {name: _debiased(rows, keeps) for name, rows in judged.items()}
     if reward.shuffle:
         judged = {n: _shuffle_scores(rows, rng) for n, rows in judged.items()}
-    kept = [
-        [row for row in judged[name] if _kept(row, reward, objective.mask_truncated)]
-        for name in agents
-    ]
+    kept = [[row for row in judged[name] if keeps(row)] for name in agents]
     kept = [[rows[i] for i in rng.permutation(len(rows))] for rows in kept]
     actions = _actions(kept, shape, reward)
     steps = -(-max(map(len, kept)) // actions_per_update)
@@ -216,16 +217,16 @@ def _judged(
     return out
 
 
-def _debiased(rows: list[Judged]) -> list[Judged]:
+def _debiased(rows: list[Judged], keeps: Callable[[Judged], bool]) -> list[Judged]:
     """Scores less the offset of their kind of task from the mean over kinds.
 
     A judge that scores one kind higher than another pays for drifting there and not
     for better work (arXiv 2601.23228 saw half a point to two). Offsets are of this
-    agent and this batch.
+    agent and this batch, over what is trained on.
     """
     kinds = collections.defaultdict(list)
     for row in rows:
-        if row.score is not None:
+        if row.score is not None and keeps(row):
             kinds[row.trajectory.task.kind].append(row.score)
     means = {kind: float(np.mean(scores)) for kind, scores in kinds.items()}
     centre = float(np.mean([*means.values()])) if means else 0.0
@@ -233,7 +234,7 @@ def _debiased(rows: list[Judged]) -> list[Judged]:
     def one(row: Judged) -> Judged:
         if row.score is None:
             return row
-        offset = means[row.trajectory.task.kind] - centre
+        offset = means.get(row.trajectory.task.kind, centre) - centre
         return row._replace(score=row.score - offset)
 
     return [one(row) for row in rows]

@@ -3,18 +3,30 @@
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import json
 import logging
 import time
 
+import numpy as np
 import pytest
-from judge_server import VERDICT, Faulty, Gemini, OpenAI, Reset, Server
+from judge_server import (
+    VERDICT,
+    Faulty,
+    Gemini,
+    OpenAI,
+    Plain,
+    Reset,
+    Server,
+    most_above,
+)
 
 from mappa_jax.config import BudgetConfig
-from mappa_jax.judges import Ledger, calls
+from mappa_jax.judges import JudgeError, Ledger, calls
 from mappa_jax.types import Missing, MissingReason, Verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession")
+RPM, TPM = 60 * 800, 60 * 100_000  # high enough for the test to be quick
 BOTH = pytest.mark.parametrize("says", [Gemini, OpenAI], ids=["gemini", "openai"])
 
 
@@ -42,8 +54,9 @@ def test_no_action_is_lost_and_no_verdict_is_paid_for_twice(
     requests = [make_request("solver", f"The answer is {n}.") for n in range(count)]
 
     async def main():
+        limits = {"concurrency": 24, "rpm": RPM, "tpm": TPM, "max_output_tokens": 256}
         async with server.judge(
-            ledger, concurrency=24, deadline_s=2.0, outage_s=60.0
+            ledger, deadline_s=1.2, outage_s=60.0, **limits
         ) as judge:
             return await asyncio.gather(*map(judge.score, requests))
 
@@ -68,6 +81,10 @@ def test_no_action_is_lost_and_no_verdict_is_paid_for_twice(
     assert sum(good.values()) == reasons["verdict"]
     assert set(good.values()) == {1}
     assert server.most_busy <= 24
+    times = [r.began for r in server.asked]
+    assert most_above(times, np.ones(len(times)), RPM) <= RPM / 60 + 24
+    tokens = [125 * r.answered for r in server.asked]
+    assert most_above(times, tokens, TPM) <= TPM / 60 + 24 * 125
     assert ledger.spent.calls == count
 
 
@@ -75,17 +92,17 @@ def test_no_action_is_lost_and_no_verdict_is_paid_for_twice(
 def test_what_is_on_record_is_not_asked_again(says, make_request, tmp_path):
     path = tmp_path / "ledger.jsonl"
     requests = [make_request("solver", str(n)) for n in range(5)]
+    server = Server(says, lambda: server.good())
 
     async def ask():
-        server, ledger = Server(says, lambda: server.good()), Ledger(path)
-        with contextlib.closing(ledger):
+        with contextlib.closing(Ledger(path)) as ledger:
             async with server.judge(ledger) as judge:
                 found = await asyncio.gather(*map(judge.score, requests))
         return found, len(server.asked)
 
     first, asked = run(ask())
-    again, none = run(ask())
-    assert (asked, none) == (5, 0)
+    again, still = run(ask())
+    assert (asked, still) == (5, 5)
     assert [v.score for v in first] == [v.score for v in again]
     assert all(v.call.cached and v.call.cost == 0 for v in again)
     assert all(not v.call.cached for v in first)
@@ -114,8 +131,6 @@ async def slowly(server, seconds=0.1):
 
 
 def test_another_opinion_is_another_call(make_request):
-    import dataclasses
-
     request = make_request("solver", "x")
     again = dataclasses.replace(request, repeat=1)
 
@@ -131,43 +146,39 @@ def test_another_opinion_is_another_call(make_request):
 @BOTH
 def test_a_replay_asks_nobody_and_gives_the_same(says, make_request, tmp_path, quick):
     """Missing verdicts included, at the addresses where the run got them."""
-    import dataclasses
-
     path = tmp_path / "ledger.jsonl"
     requests = [
         dataclasses.replace(make_request("solver", str(n % 7)), address=f"1/s/{n}/0/0")
         for n in range(12)
     ]
 
+    script = [lambda: says.failure(500), lambda: server.good(4.0)]
+    server = Server(says, *script)
+
     async def original():
-        script = [lambda: says.failure(500), lambda: server.good(4.0)]
-        server = Server(says, *script)
         with contextlib.closing(Ledger(path)) as ledger:
             async with server.judge(ledger, deadline_s=0.004) as judge:
                 return [await judge.score(r) for r in requests]
 
     async def replayed():
-        ledger = Ledger(path, read_only=True)
-        server = Server(says, lambda: says.failure(500))
+        ledger, asked = Ledger(path, read_only=True), len(server.requests)
         async with server.judge(ledger, key=None, replay=str(path)) as judge:
             await judge.check()
             found = [await judge.score(r) for r in requests]
-            other = await judge.score(make_request("solver", "new"))
-        assert server.requests == []
-        return found, other
+            with pytest.raises(JudgeError, match="judge.replay.*another way"):
+                await judge.score(make_request("solver", "new"))
+        assert len(server.requests) == asked
+        return found
 
     was = run(original())
     before = path.read_bytes()
-    now, other = run(replayed())
+    now = run(replayed())
     assert path.read_bytes() == before
 
     def told(v):
         return v.score if isinstance(v, Verdict) else (v.reason, v.detail)
 
     assert list(map(told, now)) == list(map(told, was))
-    assert isinstance(other, Missing)
-    assert other.reason is MissingReason.INFRASTRUCTURE
-    assert "judge.replay" in other.detail
 
 
 @pytest.mark.parametrize(
@@ -264,7 +275,7 @@ def test_the_slowest_are_asked_twice_if_so_wished(
     async def main():
         pauses = iter([0.01] * 10 + [1.5, 0.01])
         server = Server(Gemini, lambda: slowly(server, next(pauses)))
-        async with server.judge(hedge=hedge, concurrency=1) as judge:
+        async with server.judge(hedge=hedge, concurrency=2) as judge:
             for n in range(10):
                 await judge.score(make_request("solver", str(n)))
             began = time.monotonic()
@@ -316,3 +327,211 @@ def test_the_key_reaches_no_file_and_no_log(says, make_request, tmp_path, caplog
 
 
 KEY = "SECRETKEY"
+
+
+def test_a_replay_asks_in_the_form_that_the_run_had_settled(make_request, tmp_path):
+    """A server without schemas; and a resumed run pays for no first call either."""
+    path, server = tmp_path / "ledger.jsonl", Plain()
+    requests = [
+        dataclasses.replace(make_request("solver", str(n)), address=f"1/s/{n}/0/0")
+        for n in range(3)
+    ]
+
+    async def ask(ledger, **changes):
+        async with server.judge(ledger, form="auto", **changes) as judge:
+            await judge.check()
+            return [(await judge.score(r)).score for r in requests]
+
+    with contextlib.closing(Ledger(path)) as ledger:
+        first = run(ask(ledger))
+    asked = len(server.requests)
+    assert asked == 2 + 3  # a probe of each form, and the actions
+    with contextlib.closing(Ledger(path)) as ledger:
+        assert run(ask(ledger)) == first
+    replayed = Ledger(path, read_only=True)
+    assert run(ask(replayed, key=None, replay=str(path))) == first == [3.0] * 3
+    assert len(server.requests) == asked
+
+
+def told(verdict):
+    if isinstance(verdict, Verdict):
+        return verdict.score
+    return verdict.reason, verdict.detail
+
+
+def test_a_replay_shares_a_failure_where_the_run_did(make_request, tmp_path):
+    """Two actions of one content; what one call got is what both got, even if the
+    content was answered later, or at the same place after a resume."""
+    path, good = tmp_path / "ledger.jsonl", []
+    one = make_request("solver", "same")
+    first, second, later = (
+        dataclasses.replace(one, address=f"{step}/s/t/{n}/0")
+        for step, n in [(1, 0), (1, 1), (5, 0)]
+    )
+
+    async def answer():
+        await asyncio.sleep(0.05)
+        return server.good() if good else Gemini.failure(400)
+
+    server = Server(Gemini, answer)
+
+    async def original():
+        with contextlib.closing(Ledger(path)) as ledger:
+            async with server.judge(ledger) as judge:
+                found = await asyncio.gather(judge.score(first), judge.score(second))
+                good.append(1)
+                found.append(await judge.score(later))
+        assert ledger.spent.calls == 2
+        return found
+
+    async def asked_again():
+        with contextlib.closing(Ledger(path)) as ledger:
+            async with server.judge(ledger) as judge:
+                return await judge.score(second)
+
+    async def replayed():
+        ledger = Ledger(path, read_only=True)
+        async with server.judge(ledger, replay=str(path)) as judge:
+            return [await judge.score(r) for r in (first, second, later)]
+
+    was = run(original())
+    assert [isinstance(v, Missing) for v in was] == [True, True, False]
+    assert [told(v) for v in run(replayed())] == [told(v) for v in was]
+    assert isinstance(run(asked_again()), Verdict)
+    now = run(replayed())
+    assert [isinstance(v, Missing) for v in now] == [True, False, False]
+    assert len(server.asked) == 2
+
+
+def test_what_an_answer_depends_on_is_part_of_its_content(make_request):
+    """Another limit of tokens is another question; another concurrency is not."""
+    request, ledger = make_request("solver", "x"), Ledger(None)
+    server = Server(Gemini, lambda: server.good())
+
+    async def ask(**changes):
+        async with server.judge(ledger, **changes) as judge:
+            await judge.score(request)
+        return len(server.asked)
+
+    assert run(ask(max_output_tokens=100)) == 1
+    assert run(ask(max_output_tokens=100, concurrency=3, rpm=100)) == 1
+    assert run(ask(max_output_tokens=101)) == 2
+    assert run(ask(max_output_tokens=101, thinking_tokens=7)) == 3
+
+
+# -- hedging -------------------------------------------------------------------
+
+
+def hedged(monkeypatch, **changes):
+    """(server, ledger) after ten quick calls and then eight slow ones at once."""
+    monkeypatch.setattr(calls, "HEDGE_AFTER", 5)
+    ledger, slow = Ledger(None), []
+
+    async def answer():
+        await asyncio.sleep(0.4 if slow else 0.01)
+        return server.good()
+
+    server = Server(Gemini, answer)
+
+    async def main(make_request):
+        async with server.judge(ledger, concurrency=2, hedge=0.1, **changes) as judge:
+            for n in range(10):
+                await judge.score(make_request("solver", str(n)))
+            slow.append(1)
+            requests = [make_request("solver", f"slow {n}") for n in range(8)]
+            return await asyncio.gather(*map(judge.score, requests))
+
+    return main, server, ledger
+
+
+def test_a_second_request_takes_a_slot_and_is_paid_for(make_request, monkeypatch):
+    main, server, ledger = hedged(monkeypatch)
+    found = run(main(make_request))
+    assert all(isinstance(verdict, Verdict) for verdict in found)
+    assert server.most_busy <= 2
+    assert ledger.spent.calls == 18
+    # Nothing is answered twice; what was begun and dropped is charged by its length.
+    dropped = len(server.asked) - 18
+    read = len(Gemini.prompt(server.asked[-1].body)) // 4
+    charged = ledger.spent.tokens - 18 * 125
+    assert dropped * (read - 10) <= charged <= (dropped + 1) * (read + 10)
+
+
+def test_a_dropped_request_is_charged(make_request, monkeypatch):
+    monkeypatch.setattr(calls, "HEDGE_AFTER", 5)
+    ledger, pauses = Ledger(None), iter([0.01] * 10 + [1.5, 0.01])
+    server = Server(Gemini, lambda: slowly(server, next(pauses)))
+
+    async def main():
+        async with server.judge(ledger, hedge=0.1, concurrency=2) as judge:
+            for n in range(10):
+                await judge.score(make_request("solver", str(n)))
+            return await judge.score(make_request("solver", "slow"))
+
+    verdict = run(main())
+    read = len(Gemini.prompt(server.asked[-1].body)) // 4 + 1
+    assert verdict.call.tokens_in == 100 + read
+    assert ledger.spent.tokens >= 11 * 125 + read
+
+
+def test_a_second_request_needs_room_in_the_budget(make_request, monkeypatch):
+    budget = BudgetConfig(calls=18)
+    main, server, _ = hedged(monkeypatch, budget=budget)
+    found = run(main(make_request))
+    assert all(isinstance(verdict, Verdict) for verdict in found)
+    assert len(server.asked) == 18
+
+
+def test_a_very_small_share_is_of_the_slowest(make_request):
+    server = Server(Gemini, lambda: server.good())
+
+    async def main():
+        async with server.judge(hedge=0.004) as judge:
+            for n in range(calls.HEDGE_AFTER + 3):
+                assert isinstance(
+                    await judge.score(make_request("solver", str(n))), Verdict
+                )
+
+    run(main())
+
+
+# -- stopping ------------------------------------------------------------------
+
+
+def test_on_closing_what_was_not_asked_is_given_up(make_request):
+    ledger = Ledger(None)
+    server = Server(Gemini, lambda: slowly(server, 0.3))
+
+    async def main():
+        async with server.judge(ledger, concurrency=2) as judge:
+            requests = [make_request("solver", str(n)) for n in range(60)]
+            asking = [asyncio.create_task(judge.score(r)) for r in requests]
+            await asyncio.sleep(0.15)
+            for task in asking:
+                task.cancel()
+            began = time.monotonic()
+        return time.monotonic() - began
+
+    assert run(main()) < 1.5
+    assert len(server.asked) == 2
+    assert ledger.spent.calls == 2 and ledger.spent.tokens == 2 * 125
+
+
+def test_what_is_cut_off_by_closing_is_charged(make_request, monkeypatch, tmp_path):
+    monkeypatch.setattr(calls, "DRAIN_S", 0.1)
+    server = Server(Gemini, lambda: slowly(server, 30))
+    path = tmp_path / "ledger.jsonl"
+
+    async def main():
+        with contextlib.closing(Ledger(path)) as ledger:
+            async with server.judge(ledger, deadline_s=60) as judge:
+                asking = asyncio.create_task(judge.score(make_request("solver", "x")))
+                await asyncio.sleep(0.2)
+            await asyncio.wait([asking])
+            assert asking.cancelled()
+
+    run(main())
+    spent = Ledger(path, read_only=True).spent
+    assert spent.calls == 1 and spent.tokens > 300 and spent.usd > 0
+    row = json.loads(path.read_text().splitlines()[-1])["call"]
+    assert row["outcome"] == "infrastructure" and "stopped" in row["detail"]

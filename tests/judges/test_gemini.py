@@ -155,6 +155,16 @@ def test_retry_after_is_honoured(request_):
     assert time.monotonic() - began > 1.0
 
 
+def test_a_retry_delay_in_the_body_is_honoured(request_):
+    info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1.2s"}
+    error = {"code": 429, "message": "quota", "status": "X", "details": [info]}
+    began = time.monotonic()
+    busy = lambda: web.json_response({"error": error}, status=429)  # noqa: E731
+    verdict, _ = ask(request_, busy, good)
+    assert isinstance(verdict, Verdict)
+    assert time.monotonic() - began > 1.2
+
+
 def test_a_pause_beyond_the_deadline_is_not_waited_for(request_):
     began = time.monotonic()
     verdict, _ = ask(request_, lambda: failure(429, **{"Retry-After": "60"}))
@@ -184,7 +194,7 @@ def test_nobody_there(request_):
             provider="gemini", base_url="http://127.0.0.1:9/", deadline_s=0.7
         )
         keys = {"gemini": "KEY"}
-        judge = make_judge(config, roles=["solver"], keys=keys, ledger=Ledger(None))
+        judge = make_judge(config, roles=["verifier"], keys=keys, ledger=Ledger(None))
         try:
             verdict = await judge.score(request_)
             with pytest.raises(JudgeError, match="gemini.*first call"):

@@ -50,6 +50,42 @@ def test_a_liking_for_length_is_measured_and_named():
     assert any("length" in line for line in health.warnings(report))
 
 
+def test_a_slope_counts_over_the_lengths_that_occur():
+    """A tenth of a point per 100 tokens is nothing over 200, and 3.5 over 3500."""
+    rng = np.random.default_rng(0)
+
+    def scored(longest):
+        lengths = rng.integers(1, longest, 1000)
+        noise = rng.normal(0, 0.3, 1000)
+        return [
+            Scored("a", "k", int(n), 4 + n / 1000 + e, None)
+            for n, e in zip(lengths, noise, strict=True)
+        ]
+
+    assert health.warnings(health.health(scored(200))) == []
+    (said,) = health.warnings(health.health(scored(3500)))
+    assert "length pays" in said and "+3." in said
+
+
+@pytest.mark.parametrize(("gap", "named"), [(0.1, 0), (0.5, 1), (1.8, 1)])
+def test_kinds_are_compared_with_each_other(gap, named):
+    biased = rows(bias=lambda kind, n, o: gap * (kind == "regression"))
+    assert len(about_kinds(biased)) == named
+
+
+def about_kinds(scored):
+    said = health.warnings(health.health(scored))
+    return [line for line in said if "of kind" in line]
+
+
+def test_one_kind_among_many_is_named_once():
+    """Against the lowest; two kinds of few actions are not told apart."""
+    few = [Scored("a", kind, 50, score, None) for kind, score in [("x", 9), ("y", 1)]]
+    biased = rows(bias=lambda kind, n, o: 1.0 * (kind == "regression"))
+    (said,) = about_kinds(biased + few)
+    assert "'regression'" in said and "'classification'" in said
+
+
 def test_scores_against_the_outcome_are_named():
     report = health.health(rows(against=lambda k, n, outcome: -outcome))
     assert report["a"]["outcome"]["auc"] < 0.2
@@ -93,6 +129,12 @@ def test_two_opinions_are_compared():
 def test_auc_by_hand(scores, right, want):
     got = health.auc(np.asarray(scores, float), np.asarray(right, bool))
     assert got == pytest.approx(want)
+
+
+def test_an_auc_a_little_below_half_is_chance():
+    """The error by hand: sqrt((4 + 6 + 1) / (12 * 4 * 6))."""
+    assert health.auc_error(4, 6) == pytest.approx((11 / 288) ** 0.5)
+    assert np.isnan(health.auc_error(0, 6))
 
 
 def test_auc_needs_both():

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 from aiohttp import web
-from judge_server import VERDICT, OpenAI, Server
+from judge_server import VERDICT, OpenAI, Plain, Server
 
 from mappa_jax.config import JudgeConfig
 from mappa_jax.judges import JudgeError, Ledger, make_judge
@@ -132,3 +133,81 @@ def test_a_server_of_ones_own_needs_no_key():
     make(base_url="http://localhost:8000/v1")
     with pytest.raises(JudgeError, match="OPENAI_API_KEY.*judge.base_url"):
         make()
+
+
+@pytest.mark.parametrize("refuse", [400, 422, 200])
+def test_a_first_call_finds_the_form_that_will_do(request_, refuse):
+    """Refused, or taken and not kept to; both calls are on record and in time."""
+    ledger = Ledger(None)
+
+    async def main():
+        server = Plain(refuse)
+        async with server.judge(ledger, form="auto") as judge:
+            await judge.check()
+            return await judge.score(request_), server
+
+    verdict, server = asyncio.run(main())
+    assert verdict.score == 3.0
+    assert ledger.spent.calls == len(server.requests) == 3
+
+
+@pytest.mark.parametrize("refuse", [400, 200])
+def test_a_form_that_was_asked_for_and_will_not_do_is_named(refuse):
+    async def main():
+        async with Plain(refuse).judge(form="schema") as judge:
+            await judge.check()
+
+    with pytest.raises(JudgeError, match="judge.form='fenced'"):
+        asyncio.run(main())
+
+
+def test_where_no_form_will_do_both_are_named():
+    with pytest.raises(JudgeError, match="teapot.*judge.form='fenced'.*teapot"):
+        ask(None, lambda: answer("I am a teapot"), check=True)
+
+
+def test_the_deadline_holds_at_the_door():
+    async def hang():
+        await asyncio.sleep(30)
+
+    began = time.monotonic()
+    with pytest.raises(JudgeError, match="judge.deadline_s=0.4"):
+        ask(None, hang, check=True, deadline_s=0.4)
+    assert time.monotonic() - began < 3
+
+
+def test_a_limit_under_another_name(request_):
+    """Newer models refuse max_tokens and say what they want instead."""
+
+    async def main():
+        server = Server(OpenAI)
+
+        async def handle(request):
+            body = await request.json()
+            server.requests.append(body)
+            if "max_tokens" in body:
+                said = "Unsupported: 'max_tokens'. Use 'max_completion_tokens' instead."
+                return failure(400, said)
+            return server.good()
+
+        server.handle = handle
+        async with server.judge(max_output_tokens=77) as judge:
+            await judge.check()
+            return await judge.score(request_), server.requests
+
+    verdict, sent = asyncio.run(main())
+    assert verdict.score == 8.5
+    assert [body.get("max_tokens") for body in sent] == [77, None, None]
+    assert [body.get("max_completion_tokens") for body in sent] == [None, 77, 77]
+
+
+def test_counts_may_be_null(request_):
+    def nulls():
+        body = {
+            "choices": [{"message": {"content": json.dumps(VERDICT)}}],
+            "usage": {"prompt_tokens": None, "completion_tokens": None},
+        }
+        return web.json_response(body)
+
+    verdict, _ = ask(request_, nulls)
+    assert verdict.score == 8.5 and verdict.call.tokens_in == 0

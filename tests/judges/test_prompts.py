@@ -1,5 +1,6 @@
 """What a judge is shown, and what agents cannot do to it."""
 
+import dataclasses
 import hashlib
 import pathlib
 import re
@@ -7,8 +8,20 @@ import re
 import pytest
 
 from mappa_jax.config import JudgeConfig
-from mappa_jax.judges.prompts import fill, load_template, make_nonce, render, shorten
-from mappa_jax.types import Message, Observation
+from mappa_jax.judges import JudgeError, Ledger, make_judge
+from mappa_jax.judges.prompts import (
+    OWN,
+    fill,
+    hash_templates,
+    load_template,
+    load_templates,
+    make_nonce,
+    render,
+    shorten,
+)
+from mappa_jax.testing import make_action
+from mappa_jax.types import JudgeRequest, Message, Observation, Outcome
+from mappa_jax.workflows.datascience import DATASCIENCE
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
 FENCE = re.compile(r"^<<<([0-9a-f]{16}) (\w+)\n(.*?)\n\1>>>$", re.DOTALL | re.MULTILINE)
@@ -134,3 +147,133 @@ def test_filling_is_one_pass_and_strict():
 def test_an_unknown_role_is_refused(make_request):
     with pytest.raises(ValueError, match="no judge prompt for role 'critic'"):
         load_template("critic")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The package's templates, copied."""
+    for path in OWN.iterdir():
+        (tmp_path / path.name).write_text(path.read_text())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{{ action }} {{answer}} {{action}}", "brace too many.*{{ action }}"),
+        ("{{act-ion}} {{action}} {{answer}}", "brace too many"),
+        ("{{action}} {{answer}} {{", "brace too many"),
+        ("{{oops}} {{action}} {{answer}}", "names .*oops"),
+        ("{{action}}", "lacks .*answer"),
+    ],
+)
+def test_a_template_of_no_use_is_refused_at_the_door(folder, text, said):
+    (folder / "mathchat_solver.txt").write_text(text)
+    config = JudgeConfig(provider="gemini", prompts=str(folder))
+    with pytest.raises(
+        JudgeError, match=f"judge.prompts=.*mathchat_solver.txt.*{said}"
+    ):
+        make_judge(config, roles=["solver"], keys={"gemini": "K"}, ledger=Ledger(None))
+
+
+def test_templates_are_read_once(make_request, folder):
+    """What is edited under a run does not reach it."""
+    templates = load_templates(["solver"], str(folder))
+    config = JudgeConfig(prompts=str(folder))
+    request = make_request("solver", "x")
+    before = render(request, config, "schema", templates)
+    (folder / "mathchat_solver.txt").write_text("{{action}} {{answer}} edited")
+    assert render(request, config, "schema", templates) == before
+    assert render(request, config, "schema").text != before.text
+
+
+def test_a_workflows_own_template_goes_before_the_roles(folder):
+    (folder / "solver.txt").write_text("{{action}} {{answer}} of any team")
+    (folder / "duo_solver.txt").write_text("{{action}} {{answer}} of the duo")
+    assert "of the duo" in load_template("solver", str(folder), "duo")
+    assert "of any team" in load_template("solver", str(folder), "trio")
+    assert "of any team" not in load_template("solver", str(folder), "mathchat")
+
+
+def test_other_templates_have_another_digest(folder):
+    before = hash_templates(load_templates(["solver", "coder"], str(folder)))
+    assert before == hash_templates(load_templates(["coder", "solver"], str(folder)))
+    path = folder / "mathchat_coder.txt"
+    path.write_text(path.read_text() + "\n")
+    assert hash_templates(load_templates(["solver", "coder"], str(folder))) != before
+
+
+def test_what_came_of_the_code_is_cut_last(make_request):
+    """judge.prompt_tokens: what was received gives way first, then the problem."""
+    long = "x" * 4000
+    seen = Observation(long)
+    fields = {"messages": (Message("user", long),), "reference": long}
+    request = dataclasses.replace(
+        make_request("coder", long, observation=seen, **fields), task=long
+    )
+    order = ["received", "task", "reference", "action", "observation"]
+    cut = []
+    for tokens in range(5200, 300, -150):
+        config = JudgeConfig(field_tokens=10_000, prompt_tokens=tokens)
+        inside, _ = fenced(render(request, config, "schema"))
+        cut.append([name for name in order if "left out here" in inside[name]])
+        assert sum(map(len, inside.values())) <= max(tokens * 4, 5 * 256)
+    assert cut[0] == []
+    assert all(now == order[: len(now)] for now in cut)
+    assert cut[-1] == order
+
+
+# -- teams that owe files -------------------------------------------------------
+
+
+def owed(outcome=None, reference=None):
+    first = make_action(
+        "engineer", "x", observation=Observation(files=("X_train.pkl", "y_train.pkl"))
+    )
+    seen = Observation(
+        files=("X_train.pkl", "model.pkl", "{{answer}}"),
+        files_before=("X_train.pkl", "y_train.pkl"),
+        changed=("X_train.pkl",),
+    )
+    second = make_action("modeller", "y", observation=seen, outcome=outcome)
+    return JudgeRequest(
+        team=DATASCIENCE.roles,
+        role=DATASCIENCE.roles[1],
+        task="t",
+        action=second,
+        token_limit=9,
+        before=(first,),
+        reference=reference,
+    )
+
+
+def test_the_trail_of_files_is_shown_and_fenced():
+    config = JudgeConfig()
+    templates = load_templates(["modeller"], "", "datascience")
+    prompt = render(owed(), config, "schema", templates)
+    _, _, rest = prompt.text.partition(f"<<<{prompt.nonce} trail\n")
+    shown, _, _ = rest.partition(f"\n{prompt.nonce}>>>")
+    assert shown.splitlines() == [
+        "data engineer, turn 1: made X_train.pkl, y_train.pkl",
+        "modeller, turn 1: made model.pkl, '{{answer}}'; changed X_train.pkl; "
+        "removed y_train.pkl",
+        "owed by the data engineer, not there: y_train.pkl, X_test.pkl",
+    ]
+
+
+def test_the_report_on_a_submission_is_announced_as_one():
+    request = owed(Outcome(1.0, report="gap 0.5"), "gap 0.5")
+    template = "{{about_reference}} {{reference}} {{action}} {{answer}}"
+    prompt = render(request, JudgeConfig(), "schema", {"modeller": template})
+    assert "a report on the submission" in prompt.text and "gap 0.5" in prompt.text
+    assert "right answer" not in prompt.text
+
+
+@pytest.mark.parametrize("role", ["engineer", "modeller", "analyst"])
+def test_every_role_of_the_team_has_a_template(role):
+    balanced, paper = (
+        load_template(role, "", "datascience", rubric)
+        for rubric in ("balanced", "paper")
+    )
+    assert "{{trail}}" in balanced
+    assert (balanced == paper) == (role != "analyst")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import subprocess
 
 import pytest
 
@@ -101,8 +102,8 @@ def test_another_architecture_is_refused_and_the_agent_named(tiny, cache, model)
 
 
 def test_a_context_beyond_the_models_is_refused(tiny, cache):
-    changes = {"sampler.context": 4096, "packing.row_tokens": 4096}
-    with pytest.raises(ConfigError, match=r"sampler\.context=4096 exceeds"):
+    changes = {"sampler.context": 16384, "packing.row_tokens": 16384}
+    with pytest.raises(ConfigError, match=r"sampler\.context=16384 exceeds"):
         models(tiny, cache, **changes)
 
 
@@ -134,6 +135,38 @@ def test_a_judge_without_its_key_is_refused(assemble, tiny, tmp_path, monkeypatc
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
     with pytest.raises(JudgeError, match="GEMINI_API_KEY"):
         assembled(assemble, tiny, tmp_path / "run", **{"judge.provider": "gemini"})
+
+
+def test_a_run_does_not_go_on_with_other_judge_prompts(launch_path, tmp_path):
+    import assembly
+    from mappa_jax.config import JudgeConfig
+    from mappa_jax.judges.prompts import OWN
+    from mappa_jax.workflows import WORKFLOWS
+
+    folder, workdir = tmp_path / "prompts", tmp_path / "run"
+    shutil.copytree(OWN, folder)
+    config = JudgeConfig(provider="gemini", prompts=str(folder))
+    for _ in range(2):
+        assembly.check_prompts(config, WORKFLOWS["mathchat"], workdir)
+    path = folder / "mathchat_coder.txt"
+    path.write_text(path.read_text() + "Be kind.\n")
+    with pytest.raises(JudgeError, match="judge.prompts=.*not those.*--workdir"):
+        assembly.check_prompts(config, WORKFLOWS["mathchat"], workdir)
+    rubric = JudgeConfig(prompts=str(folder))
+    assembly.check_prompts(rubric, WORKFLOWS["mathchat"], workdir)
+
+
+def test_an_override_below_what_has_no_keys_is_refused(command, tmp_path):
+    made = command(
+        "train.py",
+        "--config=configs/tiny.py",
+        f"--workdir={tmp_path}",
+        "--config.judge.members.a.provider=gemini",
+    )
+    done = subprocess.run(capture_output=True, timeout=120, **made)
+    assert done.returncode == 2
+    assert "error: config: no such key" in done.stderr
+    assert "config.judge.members.a.provider" in done.stderr
 
 
 def test_a_team_with_two_chat_templates_is_refused(tiny, cache, tmp_path):

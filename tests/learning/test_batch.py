@@ -238,6 +238,23 @@ def test_debias_takes_off_what_a_kind_of_task_is_given(make_action, make_traject
     assert debiased.counts["a"]["score"] == pytest.approx(7.0)  # as the judge gave it
 
 
+def test_debias_looks_at_what_is_trained_on_only(make_action, make_trajectory):
+    """An action that was cut off earns 0 and is masked; it moves nobody's offset."""
+    trajectories = []
+    for k, (kind, score, finish) in enumerate(
+        [("regression", 8.0, "stop"), ("classification", 6.0, "stop"),
+         ("regression", 0.0, "length")]
+    ):  # fmt: skip
+        action = make_action("a", 0, seed=k, finish=finish)
+        one = make_trajectory([(action, score)], task=f"t{k}")
+        task = dataclasses.replace(one.task, metadata={"kind": kind})
+        trajectories.append(dataclasses.replace(one, task=task))
+    mask = ObjectiveConfig(mask_truncated=True)
+    for some in (trajectories, trajectories[:2]):
+        found = rewards(pack(some, objective=mask, debias=True))
+        assert found == pytest.approx([0.7, 0.7])
+
+
 def test_tasks_of_two_sources_with_one_id_are_two_groups(make_action, make_trajectory):
     trajectories = [
         make_trajectory([(make_action("a", 0), 5.0)], task="train-1", source=source)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mappa_jax.config import (
     ConfigError,
@@ -23,6 +25,7 @@ from mappa_jax.learning import credit, update
 from mappa_jax.models import policy as policies
 from mappa_jax.models.decoder import Decoder, logits
 from mappa_jax.parallel.mesh import make_mesh
+from mappa_jax.types import JudgeCall, Missing, MissingReason, Verdict
 
 LENGTHS = ((3, 2), (5, 4), (9, 6))  # prompt and new tokens
 
@@ -303,6 +306,34 @@ def test_a_missing_verdict_is_as_if_the_action_were_not_there(
     a, b = one.step(with_it), one.step(without)
     assert_same(a[1].trainable, b[1].trainable)
     assert_same(a[1].opt_state, b[1].opt_state)
+
+
+@settings(max_examples=6, deadline=None)
+@given(gone=st.sets(st.integers(0, 20), max_size=8), seed=st.integers(0, 99))
+def test_an_outage_leaves_the_gradient_of_the_rest(bench, trajectories, gone, seed):
+    """The loss and the gradient with verdicts missing on some actions are those of the
+    batch without those actions, whichever they are."""
+    one = bench()
+    missing = Missing(MissingReason.SERVER_ERROR, "", JudgeCall("x"))
+    rng, number = np.random.default_rng(seed), iter(range(99))
+    outage, without = [], []
+    for trajectory in trajectories:
+        scores = rng.integers(0, 11, len(trajectory.actions)).astype(float)
+        given_ = [Verdict(score, "", JudgeCall("x")) for score in scores]
+        lost = [next(number) in gone for _ in given_]
+        verdicts = [missing if x else v for x, v in zip(lost, given_, strict=True)]
+        outage.append(dataclasses.replace(trajectory, verdicts=tuple(verdicts)))
+        kept = [i for i, x in enumerate(lost) if not x]
+        rest = {
+            "actions": tuple(trajectory.actions[i] for i in kept),
+            "verdicts": tuple(given_[i] for i in kept),
+        }
+        without.append(dataclasses.replace(trajectory, **rest))
+    packed = [one.pack(outage), one.pack(without)]
+    assert sum(c["missing"] for c in packed[0].counts.values()) == len(gone)
+    (_, a, loss_a), (_, b, loss_b) = map(one.step, packed)
+    assert_close(a.opt_state[1].mu, b.opt_state[1].mu)
+    np.testing.assert_allclose(loss_a["loss"], loss_b["loss"], rtol=1e-5, atol=1e-7)
 
 
 def test_each_agent_has_its_own_learning_rate(bench, trajectories):

@@ -7,6 +7,7 @@ import json
 import random
 import time
 
+import numpy as np
 from aiohttp import web
 
 from mappa_jax.config import JudgeConfig
@@ -86,8 +87,10 @@ class Server:
     """Answers probes well, and the rest from a script, whose last entry repeats.
 
     An entry makes a response; it may be a coroutine, and may raise `Reset` to lose the
-    connection.
+    connection. Opened again it has the same address.
     """
+
+    port = 0
 
     def __init__(self, says, *script):
         self.says, self.script = says, list(script)
@@ -134,11 +137,11 @@ class Server:
         app.router.add_route("*", "/{path:.*}", self.handle)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", self.port)
         await site.start()
-        port = site._server.sockets[0].getsockname()[1]
+        self.port = site._server.sockets[0].getsockname()[1]
         try:
-            yield f"http://127.0.0.1:{port}/{self.says.path}"
+            yield f"http://127.0.0.1:{self.port}/{self.says.path}"
         finally:
             await runner.cleanup()
 
@@ -162,6 +165,38 @@ class Server:
                 yield judge
             finally:
                 await judge.aclose()
+
+
+class Plain(Server):
+    """An OpenAI server that refuses a schema and writes its verdict in free text."""
+
+    def __init__(self, refuse=400, score=lambda body: 3.0):
+        super().__init__(OpenAI)
+        self._refuse, self._score = refuse, score
+
+    async def handle(self, request):
+        raw, began = await request.text(), time.monotonic()
+        plain = "response_format" not in raw
+        self.requests.append(Request(request.path, {}, raw, began, plain))
+        if not plain:
+            return self.refusal()
+        nonce = OpenAI.prompt(raw).rpartition("<<<")[2][:16]
+        verdict = json.dumps(VERDICT | {"score": self._score(raw)})
+        return OpenAI.answer(f"So.\n<<<{nonce} verdict\n{verdict}\n{nonce}>>>\n")
+
+    def refusal(self):
+        if self._refuse == 200:  # takes a schema, and does not keep to it
+            return OpenAI.answer(f"Sure! ```json\n{json.dumps(VERDICT)}\n```")
+        return OpenAI.failure(self._refuse, "unknown field response_format")
+
+
+def most_above(times, amounts, per_minute):
+    """By how much any stretch of the log exceeds the rate: what a bucket may hold."""
+    order = np.argsort(times)
+    times, amounts = np.asarray(times)[order], np.asarray(amounts, float)[order]
+    after = np.cumsum(amounts) - per_minute / 60 * times
+    before = np.minimum.accumulate(after - amounts)
+    return float((after - before).max())
 
 
 class Reset(Exception):
@@ -192,6 +227,7 @@ class Faulty(Server):
             lambda: says.answer('{"rationale": "half of a JS'),
             lambda: says.answer("", candidates=[], refusal="no"),
             lambda: says.answer("", says.blocked),
+            self._drip,
         ]
 
     def next_entry(self):
@@ -210,5 +246,25 @@ class Faulty(Server):
         finally:
             self.busy += 1
 
+    async def _drip(self):
+        """A byte now and then, for longer than anybody waits."""
+        return Drip(self)
+
     def _reset(self):
         raise Reset
+
+
+class Drip(web.StreamResponse):
+    """An answer that comes byte by byte and does not end."""
+
+    def __init__(self, server):
+        super().__init__(headers={"Content-Type": "application/json"})
+        self._server = server
+
+    async def prepare(self, request):
+        writer = await super().prepare(request)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(600):
+                await self.write(b" ")
+                await asyncio.sleep(0.1)
+        return writer
