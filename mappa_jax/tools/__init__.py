@@ -8,8 +8,8 @@ import os
 from mappa_jax.config import SandboxConfig
 from mappa_jax.tools.base import Sandbox, SandboxError, Workspace
 from mappa_jax.tools.bubblewrap import Bubblewrap, find_bwrap
-from mappa_jax.tools.local import MIB, LocalSandbox
-from mappa_jax.tools.unsafe import NoWalls
+from mappa_jax.tools.unsafe import UnsafeSubprocess
+from mappa_jax.tools.walled import WalledSandbox
 
 __all__ = ["Sandbox", "SandboxError", "Workspace", "make_sandbox"]
 
@@ -22,20 +22,37 @@ def make_sandbox(config: SandboxConfig, bwrap: str | None = None) -> Sandbox:
     only if they cannot be built.
 
     Args:
-      config: limits and whether to do without walls.
+      config: backend, limits and whether to do without walls.
       bwrap: path of the bwrap executable; None looks for one.
+
+    Raises:
+      SandboxError: sandbox.backend="unsafe_subprocess" without sandbox.unsafe.
     """
+    if config.backend == "sandbox_fusion":
+        from mappa_jax.tools.fusion import FusionSandbox
+
+        return FusionSandbox(config)
+    if config.backend == "unsafe_subprocess":
+        if not config.unsafe:
+            raise SandboxError(
+                "sandbox.backend='unsafe_subprocess' runs agents' programs without "
+                "walls; say sandbox.unsafe=True too if this machine may be lost"
+            )
+        return _without_walls(config, "sandbox.backend='unsafe_subprocess' says so")
     walls = Bubblewrap(
         bwrap=find_bwrap(bwrap),
         processes=config.processes,
-        scratch_bytes=config.file_mb * MIB,
         as_root=os.geteuid() == 0,
     )
     if not config.unsafe or (fault := walls.fault()) is None:
-        return LocalSandbox(config, walls)
+        return WalledSandbox(config, walls)
+    return _without_walls(config, fault)
+
+
+def _without_walls(config: SandboxConfig, why: str) -> Sandbox:
     logging.getLogger(__name__).warning(
         "sandbox.unsafe is set: agents' programs run WITHOUT WALLS on this machine, "
         "with its files and network in reach, because %s",
-        fault,
+        why,
     )
-    return LocalSandbox(config, NoWalls())
+    return UnsafeSubprocess(config)

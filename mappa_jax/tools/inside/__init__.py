@@ -1,0 +1,1 @@
+"""What runs behind the walls: scripts of the standard library alone."""
