@@ -44,6 +44,7 @@ def load_data(config: DataConfig) -> Data:
         weights=tuple(spec.weight for spec in specs),
         prompts_per_step=config.prompts_per_step,
         seed=config.seed,
+        stratify=config.stratify,
     )
     evaluation = load_evaluation(config)
     overlap = check_overlap(train.tasks, evaluation, config.on_overlap)

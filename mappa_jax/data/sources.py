@@ -34,7 +34,8 @@ class SourceSpec:
     @property
     def label(self) -> str:
         """The short name in `Task.source`, metric names and file names."""
-        name = pathlib.PurePath(self.name).stem if self.kind == "jsonl" else self.name
+        is_path = self.kind in ("jsonl", "dsbench")
+        name = pathlib.PurePath(self.name).stem if is_path else self.name
         return re.sub(r"[^\w.-]+", "_", name)
 
 
@@ -109,6 +110,11 @@ def cache_folder(config: DataConfig) -> pathlib.Path:
     return pathlib.Path(folder).expanduser()
 
 
+def _table_folder(config: DataConfig, kind: str) -> pathlib.Path:
+    """Where what is written for modelling tasks lies."""
+    return pathlib.Path(config.cache_dir or "~/.cache/mappa_jax").expanduser() / kind
+
+
 def _jsonl(spec: SourceSpec, split: Split, config: DataConfig) -> Sequence[Task]:
     del split, config
     return load_jsonl(pathlib.Path(spec.name).expanduser(), spec.label)
@@ -136,10 +142,40 @@ def _reasoning_gym(
 ) -> Sequence[Task]:
     from mappa_jax.data import procedural
 
-    procedural.check_params(config.params)
+    own = ("tabular", "dsbench")  # kinds whose parameters stand beside the families'
+    families = {k: v for k, v in config.params.items() if k not in own}
+    procedural.check_params(families)
     known = procedural.Family(spec.name, config.params.get(spec.name, {}))
     return procedural.load_reasoning_gym(
         known, split, config.seed, config.train_size, config.eval_size
+    )
+
+
+def _tabular(spec: SourceSpec, split: Split, config: DataConfig) -> Sequence[Task]:
+    from mappa_jax.data import tabular_tasks
+
+    return tabular_tasks.load_tabular(
+        spec.name,
+        split,
+        spec.label,
+        _table_folder(config, "tabular"),
+        seed=config.seed,
+        train_size=config.train_size,
+        eval_size=config.eval_size,
+        params=config.params.get("tabular", {}),
+    )
+
+
+def _dsbench(spec: SourceSpec, split: Split, config: DataConfig) -> Sequence[Task]:
+    del split
+    from mappa_jax.data import dsbench
+
+    return dsbench.load_dsbench(
+        pathlib.Path(spec.name).expanduser(),
+        spec.label,
+        config.folder,
+        _table_folder(config, "dsbench"),
+        params=config.params.get("dsbench", {}),
     )
 
 
@@ -148,4 +184,6 @@ KINDS: Mapping[str, Kind] = {
     "competition_math": Kind(_competition_math, held_out=False),
     "tfds": Kind(_tfds, held_out=True),
     "reasoning_gym": Kind(_reasoning_gym, held_out=True),
+    "tabular": Kind(_tabular, held_out=True),
+    "dsbench": Kind(_dsbench, held_out=False),
 }

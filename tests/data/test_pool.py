@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mappa_jax.data import DataError, TaskStream
-from mappa_jax.data.pool import draw_subset, subset_indices
+from mappa_jax.data.pool import draw_subset, subset_indices, take_turns
 from mappa_jax.types import Task
 
 
@@ -102,6 +102,7 @@ def test_a_state_restores_the_position():
         ({"weights": (1.0, 2.0)}, "fingerprint"),
         ({"sources": (_tasks(10), _tasks(6, "b"))}, "fingerprint"),
         ({"sources": (_tasks(10)[::-1], _tasks(5, "b"))}, "fingerprint"),
+        ({"stratify": True}, "stratify"),
     ],
 )
 def test_other_data_are_refused_on_resumption(changed, field):
@@ -109,3 +110,101 @@ def test_other_data_are_refused_on_resumption(changed, field):
     other = dataclasses.replace(stream, **changed)
     with pytest.raises(DataError, match=f"differ in '{field}'"):
         other.restore(stream.state(3))
+
+
+# --- batches of typical kinds --------------------------------------------------
+
+
+def _mixed(counts, source="a"):
+    """A pool with so many tasks of each kind, kind after kind."""
+    kinds = [k for k, count in enumerate(counts) for _ in range(count)]
+    return tuple(
+        Task(f"{source}{i}", f"p{i}", source=source, metadata={"kind": f"k{kind}"})
+        for i, kind in enumerate(kinds)
+    )
+
+
+def _stratified(*pools, step, seed=0, weights=None):
+    return TaskStream(pools, weights or (1.0,) * len(pools), step, seed, stratify=True)
+
+
+def test_without_stratification_the_order_is_what_it_was():
+    # Checkpoints address tasks by their place: these orders must never change.
+    assert _ids(_stream(10), range(3)) == [
+        *("a5", "a8", "a9", "a7", "a4", "a2", "a1", "a0", "a3", "a6"),
+        *("a6", "a9"),
+    ]
+    assert _ids(_stream(10, 5, weights=(2.0, 1.0)), range(3)) == [
+        *("a5", "a8", "b2", "a9", "a7", "b3", "a4", "a2", "b0", "a1", "a0", "b1"),
+    ]
+
+
+@pytest.mark.parametrize("counts", [(40, 24), (5, 3, 2), (31, 1, 7), (4,), (3, 3, 3)])
+def test_stratified_batches_are_typical_and_epochs_whole(counts):
+    pool, total = _mixed(counts), sum(counts)
+    step = min(16, total)
+    stream = _stratified(pool, step=step)
+    drawn = [task for s in range(3 * total) for task in stream.batch(s)]
+    for start in range(0, len(drawn), total):
+        epoch = [task.id for task in drawn[start : start + total]]
+        assert sorted(epoch) == sorted(task.id for task in pool)
+    for start in range(0, len(drawn) - step, 3):
+        found = collections.Counter(t.kind for t in drawn[start : start + step])
+        for kind, count in enumerate(counts):
+            assert abs(found[f"k{kind}"] - step * count / total) < 2
+
+
+def test_where_the_proportions_come_out_even_every_batch_is_exact():
+    stream = _stratified(_mixed((40, 24)), step=16)
+    for step in range(12):
+        kinds = collections.Counter(task.kind for task in stream.batch(step))
+        assert kinds == {"k0": 10, "k1": 6}
+
+
+def test_stratified_epochs_differ_and_depend_on_the_seed():
+    pool = _mixed((6, 6))
+    one, two = (_ids(_stratified(pool, step=12), [s]) for s in (0, 1))
+    assert one != two and sorted(one) == sorted(two)
+    assert one == _ids(_stratified(pool, step=12), [0])
+    assert one != _ids(_stratified(pool, step=12, seed=1), [0])
+
+
+def test_stratified_steps_are_addressed_not_consumed():
+    pools = _mixed((6, 4)), _mixed((3, 2), "b")
+    forwards = [_ids(_stratified(*pools, step=5), [s]) for s in range(9)]
+    stream = _stratified(*pools, step=5)
+    assert [_ids(stream, [s]) for s in reversed(range(9))] == forwards[::-1]
+
+
+def test_a_stratified_mixture_keeps_its_weights_and_its_epochs():
+    pools = _mixed((4, 2)), _mixed((3, 3), "b")
+    drawn = _ids(_stratified(*pools, step=3, weights=(2.0, 1.0)), range(12))
+    assert collections.Counter(name[0] for name in drawn) == {"a": 24, "b": 12}
+    for source in "ab":
+        own = [name for name in drawn if name[0] == source]
+        assert all(len(set(own[i : i + 6])) == 6 for i in range(0, len(own), 6))
+
+
+def test_the_kinds_are_of_a_stratified_pool_s_identity():
+    one, other = (_stratified(_mixed(c), step=2) for c in ((4, 2), (3, 3)))
+    with pytest.raises(DataError, match="differ in 'fingerprint'"):
+        other.restore(one.state(1))
+    plain = [dataclasses.replace(stream, stratify=False) for stream in (one, other)]
+    assert plain[1].restore(plain[0].state(1)) == 1
+
+
+def test_a_state_from_before_stratification_is_read():
+    state = _stream(10).state(2)
+    del state["stratify"]
+    assert _stream(10).restore(state) == 2
+
+
+@pytest.mark.parametrize("counts", [(1,), (1, 1), (7, 2), (100, 1, 1, 7, 30), (5, 5)])
+def test_turns_never_stray_by_a_whole_one(counts):
+    turns, total = take_turns(counts), sum(counts)
+    had = [0] * len(counts)
+    for turn, index in enumerate(turns, start=1):
+        had[index] += 1
+        for count, so_far in zip(counts, had, strict=True):
+            assert abs(so_far * total - turn * count) < total
+    assert tuple(had) == counts

@@ -1,0 +1,1 @@
+"""Tables to be predicted: metrics, submissions and what they are worth."""
