@@ -14,14 +14,17 @@ from mappa_jax.answers import Grader
 from mappa_jax.checkpoints import Checkpoints
 from mappa_jax.config import Config, ConfigError, JudgeConfig
 from mappa_jax.data import load_data
-from mappa_jax.judges import Judge, Ledger, make_judge
+from mappa_jax.grading import AnyGrader
+from mappa_jax.judges import Judge, JudgeError, Ledger, make_judge
+from mappa_jax.judges.prompts import hash_templates, load_templates
 from mappa_jax.learning.update import Learner, TeamState, init_state
 from mappa_jax.metrics import MetricWriter
 from mappa_jax.rollout import Stage
+from mappa_jax.tabular.submission import SubmissionGrader
 from mappa_jax.tools import make_sandbox
-from mappa_jax.train import Progress, Run, check_best, owes_evaluation
+from mappa_jax.train import FREE, Progress, Run, check_best, owes_evaluation
 from mappa_jax.workflows import WORKFLOWS
-from mappa_jax.workflows.base import Workflow, brief
+from mappa_jax.workflows.base import Workflow, brief, seated
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +44,21 @@ async def stages(
     Raises:
       ConfigError, SandboxError, JudgeError: something cannot be had; named.
     """
-    workflow = WORKFLOWS[config.workflow.name]
+    workflow = seated(WORKFLOWS[config.workflow.name], config)
     async with contextlib.AsyncExitStack() as stack:
         sandbox = make_sandbox(config.sandbox)
         stack.push_async_callback(sandbox.aclose)
         await sandbox.check()
         judge = None
         if workdir is not None:
+            check_prompts(config.judge, workflow, workdir)
             opened = open_judge(config.judge, workflow, workdir, cache)
             judge = await stack.enter_async_context(opened)
-        grader = Grader(workers=1, seconds=config.data.grade_seconds)
+        texts = Grader(workers=1, seconds=config.data.grade_seconds)
+        grader = AnyGrader(texts, SubmissionGrader())
         stack.push_async_callback(grader.aclose)
         engine = parts.make_engine(config, models)
+        free = config.judge.provider in FREE  # and says the same each time
 
         def stage(judge: Any, temperature: float | None) -> Stage:
             return Stage(
@@ -64,10 +70,39 @@ async def stages(
                 judge=judge,
                 grader=grader,
                 show_reference=config.judge.show_reference,
-                duplicates=config.judge.duplicates,
+                duplicates=0.0 if free else config.judge.duplicates,
             )
 
         yield stage(judge, None), stage(None, config.eval.temperature)
+
+
+def check_prompts(config: JudgeConfig, workflow: Workflow, workdir: Path) -> None:
+    """Keeps a digest of the judge's templates in the workdir, and compares it.
+
+    Raises:
+      JudgeError: the run has begun with other templates, or some are of no use.
+    """
+    if config.provider == "rubric":
+        return
+    try:
+        templates = load_templates(
+            [role.name for role in workflow.roles],
+            config.prompts,
+            workflow.name,
+            config.rubric,
+        )
+    except ValueError as e:
+        raise JudgeError(str(e)) from e
+    path, mine = workdir / "judge_prompts.sha256", hash_templates(templates)
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(mine + "\n")
+    elif path.read_text().strip() != mine:
+        raise JudgeError(
+            f"judge.prompts={config.prompts!r}: the templates are not those with which "
+            f"the run in {workdir} has begun, so its scores would not go together; "
+            "bring those back, or use another --workdir"
+        )
 
 
 @contextlib.asynccontextmanager
@@ -87,6 +122,7 @@ async def open_judge(
             roles=[role.name for role in workflow.roles],
             keys=common.api_keys(),
             ledger=ledger,
+            workflow=workflow.name,
             make_scorer=lambda model: parts.make_scorer(model, cache, config),
         )
         try:

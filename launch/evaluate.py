@@ -4,7 +4,9 @@
   python launch/evaluate.py --workdir=runs/quickstart --who=trained,untrained,single
 
 trained: the team at its latest checkpoint; untrained: the team as it started;
-single: one untrained agent with the whole team's token budget. The numbers are
+single: one untrained agent with the whole team's token budget; blind: the trained team
+on tasks whose data files are withheld (data science only: what it gets right then, it
+has guessed). The numbers are
 avg@k and pass@k with 95% intervals bootstrapped over problems; they are appended to
 WORKDIR/evaluations.jsonl, and the trajectories kept beside the training's.
 """
@@ -23,10 +25,12 @@ from absl import flags  # noqa: E402
 
 from console import ConsoleProgress, print_evaluations  # noqa: E402
 
-WHO = ("trained", "untrained", "single")
+WHO = ("trained", "untrained", "single", "blind")
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
-_WHO = flags.DEFINE_list("who", list(WHO), "Which of: " + ", ".join(WHO) + ".")
+_WHO = flags.DEFINE_list(
+    "who", [], "Which of: " + ", ".join(WHO) + "; empty: all that apply."
+)
 _CACHE = flags.DEFINE_string(
     "cache_dir", common.CACHE, "Weights, prepared data and compiled programs."
 )
@@ -55,35 +59,26 @@ async def _evaluate_all(
     from mappa_jax import assemble as parts
     from mappa_jax.config import ConfigError
     from mappa_jax.data import load_evaluation
+    from mappa_jax.evaluate import single_agent
 
     parts.enable_compilation_cache(cache / "xla")
     tasks = load_evaluation(config.data)
     if not any(tasks.values()):
         raise ConfigError("config.data.eval_source names no held-out problems")
+    blinded = {
+        source: [dataclasses.replace(task, files={}) for task in problems if task.files]
+        for source, problems in tasks.items()
+    }
+    if "blind" in who and not any(blinded.values()):
+        raise ConfigError("--who=blind: no task of this run has data files")
+    if not who:
+        who = [name for name in WHO if name != "blind" or any(blinded.values())]
     rows = {}
     for name in who:
         chosen = single_agent(config) if name == "single" else config
-        rows[name] = await _evaluate_one(name, chosen, workdir, cache, progress, tasks)
+        given = blinded if name == "blind" else tasks
+        rows[name] = await _evaluate_one(name, chosen, workdir, cache, progress, given)
     return rows
-
-
-def single_agent(config: Any) -> Any:
-    """The config of one agent that may write as much as the whole team."""
-    first = next(iter(config.agents.values()))
-    budget = sum(a.max_new_tokens * a.max_turns for a in config.agents.values())
-    agent = dataclasses.replace(first, max_new_tokens=budget, max_turns=1)
-    block = config.sampler.cache_block
-    longest = config.sampler.prompt_buckets[-1] + budget
-    context = -(-longest // block) * block
-    return dataclasses.replace(
-        config,
-        agents={"single": agent},
-        workflow=dataclasses.replace(config.workflow, name="single"),
-        sampler=dataclasses.replace(config.sampler, context=context),
-        packing=dataclasses.replace(
-            config.packing, row_tokens=context, row_action_tokens=budget
-        ),
-    )
 
 
 async def _evaluate_one(name, config, workdir, cache, progress, tasks):
@@ -96,7 +91,7 @@ async def _evaluate_one(name, config, workdir, cache, progress, tasks):
     async with stages(config, models, cache, workdir=None) as (_, stage):
         weights = models.init_weights(config)
         step = 0
-        if name == "trained":
+        if name in ("trained", "blind"):
             weights, step = restore(config, models, workdir, weights)
         progress.start(step, f"compile ({name})", 1)
         stage.engine.warm_up(*weights)

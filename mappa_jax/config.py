@@ -15,7 +15,7 @@ import functools
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import ml_collections
@@ -60,18 +60,20 @@ class DataConfig:
     """Where problems come from. See docs/data.md for the forms of a source."""
 
     # "reasoning_gym:<family>", "jsonl:<path>", "competition_math:<name>",
-    # "tfds:<name>"; several with weights: "reasoning_gym:chain_sum@2,jsonl:a.jsonl@1"
+    # "tfds:<name>", "tabular:<name>", "dsbench:<path>"; several with weights:
+    # "reasoning_gym:chain_sum@2,jsonl:a.jsonl@1"
     source: str = "reasoning_gym:gsm_symbolic"
     eval_source: str = ""  # "": the held-out split of `source`
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    folder: str = ""  # the competition_math JSON files; "": Hugging Face
-    cache_dir: str = ""  # prepared TFDS data; "": ~/.cache/mappa_jax/tfds
+    folder: str = ""  # competition_math's JSON files ("": Hugging Face), DSBench's CSVs
+    cache_dir: str = ""  # prepared data; "": folders of ~/.cache/mappa_jax
     train_size: int = 1024  # problems drawn from a procedural source
     eval_size: int = 64  # likewise, held out
     subset: int = 0  # draw so many training problems (numpy, without replacement)
     subset_seed: int = 42
     prompts_per_step: int = 8
     samples_per_prompt: int = 2
+    stratify: bool = False  # every batch has the pool's proportions of kinds of task
     seed: int = 0  # of procedural generation and of the shuffle
     on_overlap: Literal["refuse", "report"] = "refuse"  # eval problems in training
     grade_seconds: float = 5.0  # of processor time to compare one answer
@@ -88,18 +90,36 @@ class BudgetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MemberConfig:
-    """One judge of an ensemble; what is not said here is as in `judge`."""
+    """One judge of an ensemble; what is not said here is as in `judge`, but for the
+    address."""
 
-    provider: Literal["rubric", "gemini", "openai", "local"] = "rubric"
+    provider: str
     model: str = ""
     base_url: str = ""
+
+
+def parse_members(text: str) -> dict[str, MemberConfig]:
+    """The judges of `judge.members`, by what stands there.
+
+    Raises:
+      ConfigError: one is written otherwise than provider[:model][@url], or twice.
+    """
+    members: dict[str, MemberConfig] = {}
+    for name in filter(None, map(str.strip, text.split(","))):
+        who, _, url = name.partition("@")
+        provider, _, model = who.partition(":")
+        if name in members:
+            raise ConfigError(f"config.judge.members: {name!r} stands there twice")
+        members[name] = MemberConfig(provider.strip(), model.strip(), url.strip())
+    return members
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
     """Who scores the actions, what it is shown, and what it may cost."""
 
-    provider: Literal["rubric", "gemini", "openai", "local", "ensemble"] = "rubric"
+    # "rubric", "gemini", "openai", "local" or "ensemble" (judges/registry.py).
+    provider: str = "rubric"
     model: str = "gemini-2.5-flash"
     base_url: str = ""  # "": the provider's own endpoint
     vertex_project: str = ""  # gemini: through Vertex AI, in this Google Cloud project
@@ -107,21 +127,28 @@ class JudgeConfig:
     thinking_tokens: int = -1  # at most so many; 0: none, -1: as the model sees fit
     # openai: the server has JSON schemas ("auto": try), or writes free text.
     form: Literal["auto", "schema", "fenced"] = "auto"
-    members: Mapping[str, MemberConfig] = dataclasses.field(default_factory=dict)
+    # ensemble: provider[:model][@url], separated by commas:
+    # "gemini:gemini-2.5-pro, openai:qwen3@http://localhost:8000/v1"
+    members: str = ""
     combine: Literal["mean", "median"] = "mean"  # ensemble: of the members' scores
     show_reference: Literal["never", "last", "all"] = "last"
+    # datascience: what caps the last agent's score, the gap between a baseline and a
+    # reference model, or the paper's tables.
+    rubric: Literal["balanced", "paper"] = "balanced"
     prompts: str = ""  # a folder with templates of your own; "": the package's
     field_tokens: int = 4096  # longest field shown, in about-tokens of 4 characters
     prompt_tokens: int = 16384  # likewise all fields together
     max_output_tokens: int = 8192  # per answer, thinking included
-    concurrency: int = 32
-    rpm: int = 0  # requests a minute; 0: no limit
-    tpm: int = 0  # tokens a minute, answers included; 0: no limit
+    concurrency: int = 32  # requests at a time; of an ensemble, for each member
+    rpm: int = 0  # requests a minute, likewise; 0: no limit
+    tpm: int = 0  # tokens a minute, answers included, likewise; 0: no limit
     deadline_s: float = 120.0  # per action, retries and pauses included
     outage_s: float = 900.0  # a provider that is down is waited for so long
     hedge: float = 0.0  # this share of calls, the slowest, is asked twice; 0: none
     max_missing: float = 0.1  # share of a batch above which it is not trained on
-    duplicates: float = 0.0  # share of actions that are judged twice, for agreement
+    # Share of actions that are judged twice, for agreement; "rubric" and "local" say
+    # the same each time and are asked once.
+    duplicates: float = 0.05
     anchors: int = 0  # so many of the first iteration's actions are judged again ...
     anchor_every: int = 10  # ... every so many iterations, to see the judge drift
     debias: bool = False  # take an agent's mean offset per kind of task off its rewards
@@ -135,12 +162,17 @@ class JudgeConfig:
 class SandboxConfig:
     """The walls around agents' code."""
 
+    backend: Literal["bubblewrap", "sandbox_fusion", "unsafe_subprocess"] = "bubblewrap"
+    base_url: str = ""  # sandbox_fusion: the server, "http://localhost:8080"
     unsafe: bool = False  # run without walls where they cannot be built
+    preload: tuple[str, ...] = ("numpy",)  # packages imported once, before the forks
     wall_seconds: float = 10.0
-    cpu_seconds: int = 5
-    memory_mb: int = 512
-    processes: int = 16
-    file_mb: int = 16
+    cpu_seconds: int = 5  # of all processes of a program together
+    memory_mb: int = 512  # likewise, beyond what the preloaded packages take
+    processes: int = 16  # threads count too
+    file_mb: int = 16  # a single file; the size of /tmp and of /dev/shm
+    disk_mb: int = 64  # of an episode's work folder, which lies in memory
+    files: int = 4096  # likewise, how many
     output_bytes: int = 65536
     workers: int = 2  # programs running at once
 
@@ -149,7 +181,9 @@ class SandboxConfig:
 class WorkflowConfig:
     """Which team works on a task, and how much it hands on."""
 
-    name: Literal["mathchat", "single"] = "mathchat"
+    name: Literal["mathchat", "single", "datascience", "datascience_single"] = (
+        "mathchat"
+    )
     tool_output_tokens: int = 512  # an observation is cut in the middle to this
     handoff_tokens: int = 1024  # likewise what one agent hands to the next
     example: bool = False  # show every agent a worked example; small models need it
@@ -423,6 +457,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "sandbox.memory_mb": (16, INFINITY),
     "sandbox.processes": (1, INFINITY),
     "sandbox.file_mb": (1, INFINITY),
+    "sandbox.disk_mb": (1, INFINITY),
+    "sandbox.files": (16, INFINITY),
     "sandbox.output_bytes": (1, INFINITY),
     "workflow.tool_output_tokens": (1, INFINITY),
     "workflow.handoff_tokens": (1, INFINITY),
@@ -486,33 +522,14 @@ def _check(config: Config) -> None:
     if config.kl.target and not config.kl.beta:
         refuse("kl.target", "needs a kl.beta above 0 to start from")
     positive("packing.rows", config.packing.rows)
-    positive("judge.concurrency", config.judge.concurrency)
-    positive("judge.deadline_s", config.judge.deadline_s)
-    positive("judge.outage_s", config.judge.outage_s)
-    for key in ("field_tokens", "prompt_tokens", "max_output_tokens"):
-        positive(f"judge.{key}", getattr(config.judge, key))
     if config.staleness not in (0, 1):
         refuse("staleness", "must be 0 or 1")
     if config.staleness and config.objective.old_logprobs != "recompute":
         refuse("staleness", "needs objective.old_logprobs='recompute'")
-    for key in ("duplicates", "max_missing"):
-        if not 0 <= getattr(config.judge, key) <= 1:
-            refuse(f"judge.{key}", "must be in 0..1")
-    for key in ("anchors", "forecast"):
-        if getattr(config.judge, key) < 0:
-            refuse(f"judge.{key}", "must not be negative; 0 is off")
-    positive("judge.anchor_every", config.judge.anchor_every)
-    for key in ("rpm", "tpm"):
-        if getattr(config.judge, key) < 0:
-            refuse(f"judge.{key}", "must not be negative; 0 is no limit")
-    if not 0 <= config.judge.hedge <= 0.5:
-        refuse("judge.hedge", "must be in 0..0.5")
-    for key, cap in dataclasses.asdict(config.judge.budget).items():
-        if cap < 0:
-            refuse(f"judge.budget.{key}", "must not be negative; 0 is no cap")
-    if (config.judge.provider == "ensemble") != bool(config.judge.members):
-        refuse("judge.members", "name the judges of judge.provider='ensemble' here")
+    _check_judge(config.judge, refuse)
     positive("sandbox.workers", config.sandbox.workers)
+    if config.sandbox.backend == "sandbox_fusion" and not config.sandbox.base_url:
+        refuse("sandbox.base_url", "the address of the server, for sandbox_fusion")
     longest = max(agent.max_new_tokens for agent in config.agents.values())
     if config.packing.row_action_tokens < longest:
         refuse("packing.row_action_tokens", f"must hold an action of {longest} tokens")
@@ -536,3 +553,54 @@ def _check(config: Config) -> None:
     positive("eval.samples", config.eval.samples)
     if not 0 <= config.eval.pass_k <= config.eval.samples:
         refuse("eval.pass_k", f"must be in 0..eval.samples={config.eval.samples}")
+
+
+def _check_judge(judge: JudgeConfig, refuse: Callable[[str, str], Any]) -> None:
+    from mappa_jax.judges.registry import NAMES
+
+    if judge.provider not in NAMES:
+        refuse("judge.provider", f"{judge.provider!r} is not one of {[*NAMES]}")
+    members = parse_members(judge.members)
+    if (judge.provider == "ensemble") != bool(members):
+        refuse(
+            "judge.members",
+            "name the judges of judge.provider='ensemble' here, and only with it: "
+            f"provider[:model][@url], separated by commas; got {judge.members!r}",
+        )
+    one = [name for name in NAMES if name != "ensemble"]
+    for name, member in members.items():
+        if member.provider not in one:
+            refuse("judge.members", f"{name!r} does not begin with one of {one}")
+    keys = ("concurrency", "field_tokens", "prompt_tokens", "max_output_tokens")
+    for key in (*keys, "deadline_s", "outage_s", "anchor_every"):
+        value = getattr(judge, key)
+        if not 0 < value < INFINITY:
+            refuse(f"judge.{key}", f"must be positive and finite, got {value}")
+    if judge.thinking_tokens < -1:
+        refuse("judge.thinking_tokens", "must not be below -1: as the model sees fit")
+    if judge.thinking_tokens >= judge.max_output_tokens:
+        refuse(
+            "judge.thinking_tokens",
+            f"leaves nothing of judge.max_output_tokens={judge.max_output_tokens} for "
+            "the answer; raise that or lower this",
+        )
+    for key in ("duplicates", "max_missing"):
+        if not 0 <= getattr(judge, key) <= 1:
+            refuse(f"judge.{key}", "must be in 0..1")
+    for key in ("anchors", "forecast"):
+        if getattr(judge, key) < 0:
+            refuse(f"judge.{key}", "must not be negative; 0 is off")
+    for key in ("rpm", "tpm"):
+        if getattr(judge, key) < 0:
+            refuse(f"judge.{key}", "must not be negative; 0 is no limit")
+    if not 0 <= judge.hedge <= 0.5:
+        refuse("judge.hedge", "must be in 0..0.5")
+    for key, cap in dataclasses.asdict(judge.budget).items():
+        if not 0 <= cap < INFINITY:
+            refuse(f"judge.budget.{key}", f"must be finite, got {cap}; 0 is no cap")
+    if judge.replay and judge.provider == "rubric":
+        refuse(
+            "judge.replay",
+            "is for a judge that was paid for; the rubric always says the same: set "
+            "this to ''",
+        )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mappa_jax import records
-from mappa_jax.config import EvalConfig
+from mappa_jax.config import Config, EvalConfig
 from mappa_jax.rollout import Stage, rollout
-from mappa_jax.statistics import scores_by_source, summarise
+from mappa_jax.statistics import quality_by_kind, scores_by_source, summarise
 from mappa_jax.types import Task
 
 
@@ -43,7 +44,8 @@ async def evaluate(
       By source: avg, avg_low, avg_high, pass, pass_low, pass_high (95% intervals
       bootstrapped over problems), problems, samples, k (of pass@k) and failed (runs
       that ended early; those that the team did not cause are in no average). A source
-      without a graded run is absent.
+      without a graded run is absent. Where outcomes tell of quality, `kinds` holds
+      `statistics.quality_by_kind`.
     """
     out: dict[str, Any] = {}
     async with stage.engine.running(*weights):
@@ -66,6 +68,9 @@ async def evaluate(
             found = summarise(scores, k, config.bootstrap, seed)
             for summary in found.values():
                 out[source] = _flat(summary) | {"k": k, "failed": failed}
+            kinds = quality_by_kind(rolled.trajectories, config.bootstrap, seed)
+            if kinds:
+                out[source]["kinds"] = kinds
     line = {"step": step, "label": label or "team", "sources": out}
     with (workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -88,3 +93,39 @@ def _flat(summary: Mapping[str, Any]) -> dict[str, float]:
             "pass_high": passed["high"],
         }
     return out
+
+
+def single_agent(config: Config) -> Config:
+    """The config of one agent that may write as much as the whole team.
+
+    In data science it may act as often as the team's agents together; elsewhere it
+    has one turn as long as all of theirs.
+    """
+    first = next(iter(config.agents.values()))
+    name = config.workflow.name
+    if name == "datascience":
+        turns = sum(agent.max_turns for agent in config.agents.values())
+        agent = dataclasses.replace(first, max_turns=turns)
+        single, sampler, packing = (
+            "datascience_single",
+            config.sampler,
+            config.packing,
+        )
+    else:
+        budget = sum(a.max_new_tokens * a.max_turns for a in config.agents.values())
+        agent = dataclasses.replace(first, max_new_tokens=budget, max_turns=1)
+        block = config.sampler.cache_block
+        longest = config.sampler.prompt_buckets[-1] + budget
+        context = -(-longest // block) * block
+        single = "single"
+        sampler = dataclasses.replace(config.sampler, context=context)
+        packing = dataclasses.replace(
+            config.packing, row_tokens=context, row_action_tokens=budget
+        )
+    return dataclasses.replace(
+        config,
+        agents={"single": agent},
+        workflow=dataclasses.replace(config.workflow, name=single),
+        sampler=sampler,
+        packing=packing,
+    )

@@ -104,7 +104,7 @@ def decode(row: Mapping[str, Any]) -> Trajectory:
         sample=row["sample"],
         actions=tuple(_decode_action(action) for action in row["actions"]),
         verdicts=tuple(_decode_verdict(verdict) for verdict in row["verdicts"]),
-        outcome=_optional(lambda fields: Outcome(**fields), row["outcome"]),
+        outcome=_optional(_decode_outcome, row["outcome"]),
         failure=row["failure"],
     )
 
@@ -116,6 +116,7 @@ def _encode_action(action: Action) -> dict[str, Any]:
         "token_ids": action.token_ids.tolist(),
         "logprobs": [_plain(value) for value in action.logprobs.tolist()],
         "observation": _optional(_fields, action.observation),
+        "outcome": _optional(_fields, action.outcome),
     }
 
 
@@ -126,18 +127,19 @@ def _decode_action(row: Mapping[str, Any]) -> Action:
         "token_ids": np.asarray(row["token_ids"], np.int32),
         "logprobs": np.asarray([float(v) for v in row["logprobs"]], np.float32),
         "observation": _optional(_decode_observation, row["observation"]),
+        "outcome": _optional(_decode_outcome, row.get("outcome")),
     }
     return Action(**{**row, **converted})
 
 
 def _decode_observation(row: Mapping[str, Any]) -> Observation:
-    return Observation(
-        **{
-            **row,
-            "files": tuple(row["files"]),
-            "files_before": tuple(row.get("files_before", ())),
-        }
-    )
+    names = ("files", "files_before", "changed", "empty")
+    listed = {name: tuple(row.get(name, ())) for name in names}
+    return Observation(**{**row, **listed})
+
+
+def _decode_outcome(row: Mapping[str, Any]) -> Outcome:
+    return Outcome(**row)
 
 
 def _encode_verdict(verdict: Verdict | Missing) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Protocol
 from mappa_jax.judges.base import Judge
 from mappa_jax.sampling.engine import Engine, PromptTooLong
 from mappa_jax.sampling.team import Address, EpisodeTeam, Seat
+from mappa_jax.tools.base import Sandbox
 from mappa_jax.types import (
     Action,
     JudgeCall,
@@ -31,7 +32,7 @@ from mappa_jax.types import (
     Trajectory,
     Verdict,
 )
-from mappa_jax.workflows.base import Brief, Tools, Workflow
+from mappa_jax.workflows.base import Brief, Workflow
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 class Grader(Protocol):
     """Says what the ground truth says of a final text."""
 
-    async def grade(self, task: Task, text: str) -> Outcome: ...
+    async def grade(self, task: Task, text: str) -> Outcome | None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Stage:
     brief: Brief
     seats: dict[str, Seat]
     engine: Engine
-    tools: Tools
+    tools: Sandbox
     judge: Judge | None
     grader: Grader
     show_reference: str
@@ -74,6 +75,7 @@ class Rolled:
     async def close(self) -> Rollout:
         """Waits for the verdicts."""
         start = time.perf_counter()
+        await asyncio.gather(*(v for _, judging in self.episodes for v in judging))
         trajectories = [await _closed(*episode) for episode in self.episodes]
         exposed = time.perf_counter() - start
         return Rollout(
@@ -166,7 +168,7 @@ async def _episode(
     team = EpisodeTeam(stage.seats, stage.engine, address, on_action)
     failure, faulted = None, False
     try:
-        await stage.workflow.run(task, team, stage.tools, stage.brief)
+        await stage.workflow.run(task, team, _Bench(stage), stage.brief)
     except PromptTooLong as e:
         failure = f"prompt too long: {e}"
     except ToolFault as e:
@@ -189,8 +191,23 @@ async def _episode(
     return trajectory, judging
 
 
+@dataclasses.dataclass(frozen=True)
+class _Bench:
+    """`workflows.base.Tools`: the sandbox and the grader of a stage."""
+
+    stage: Stage
+
+    def workspace(self, files: Mapping[str, str] = {}, first: Sequence[str] = ()):
+        return self.stage.tools.workspace(files, first)
+
+    async def grade(self, task: Task, answer: str | None) -> Outcome | None:
+        return await self.stage.grader.grade(task, answer)
+
+
 async def _outcome(stage, task, actions) -> Outcome | None:
     """None where the grader has no ground truth."""
+    if actions and actions[-1].outcome is not None:
+        return actions[-1].outcome
     last = stage.workflow.roles[-1].name
     final = actions[-1].content if actions and actions[-1].agent == last else ""
     return await stage.grader.grade(task, final)
@@ -260,8 +277,13 @@ def judge_request(
         action=action,
         token_limit=token_limits[role.name],
         before=before,
-        reference=task.answer if shown else None,
+        reference=_reference(task, action) if shown else None,
     )
+
+
+def _reference(task: Task, action: Action) -> str | None:
+    """The reference answer, or the report on what the action has left."""
+    return task.answer if action.outcome is None else action.outcome.report
 
 
 async def _closed(trajectory: Trajectory, judging: Pending) -> Trajectory:

@@ -122,6 +122,43 @@ def summarise(
     }
 
 
+def quality_by_kind(
+    trajectories: Iterable[Trajectory], resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Success and quality by kind of task, where the outcomes tell of quality.
+
+    Args:
+      trajectories: those without an outcome are left out.
+      resamples, seed: of the bootstrap.
+
+    Returns:
+      By kind: `problems`, and by name ("success", and every name of
+      `Outcome.quality`): `value`, `low`, `high`, of the mean over problems of the mean
+      over those of its samples that have the number. Empty where none has.
+    """
+    graded = [t for t in trajectories if t.outcome is not None]
+    if not any(t.outcome.quality for t in graded):
+        return {}
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for t in graded:
+        numbers = {"success": t.outcome.score} | dict(t.outcome.quality)
+        for name, value in numbers.items():
+            problems = found.setdefault(t.task.kind, {}).setdefault(name, {})
+            problems.setdefault(t.task.id, []).append(value)
+    return {
+        kind: {"problems": len(names["success"])}
+        | {
+            name: _estimate(
+                [float(np.mean(values)) for values in problems.values()],
+                resamples,
+                seed,
+            )
+            for name, problems in names.items()
+        }
+        for kind, names in sorted(found.items())
+    }
+
+
 def _summary(
     rows: list[np.ndarray], k: int, resamples: int, seed: int
 ) -> dict[str, Any]:

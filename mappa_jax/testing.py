@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from mappa_jax.judges.base import Meter
 from mappa_jax.types import (
     Action,
+    FileTooLarge,
     JudgeCall,
     JudgeRequest,
     Message,
@@ -89,18 +91,31 @@ class ScriptedTools:
     """Programs that have the given outcomes, in order (`workflows.base.Tools`).
 
     An outcome that is an exception is raised. `programs` lists what was run, and
-    `workspaces` counts the work folders.
+    `workspaces` counts the work folders. `files` are what can be read in them.
     """
 
     def __init__(self, *outcomes: Observation | Exception):
         self._outcomes = iter(outcomes)
         self.programs: list[str] = []
         self.workspaces = 0
+        self.files: dict[str, bytes] = {}
 
     @contextlib.asynccontextmanager
-    async def workspace(self) -> AsyncIterator[ScriptedTools]:
+    async def workspace(
+        self, files: Mapping[str, str] = {}, first: Sequence[str] = ()
+    ) -> AsyncIterator[ScriptedTools]:
         self.workspaces += 1
         yield self
+
+    async def read(self, name: str, most: int) -> bytes | None:
+        content = self.files.get(name)
+        if content is not None and len(content) > most:
+            raise FileTooLarge(f"{name} has more than {most} bytes")
+        return content
+
+    async def grade(self, task: Task, answer: str | None) -> Outcome | None:
+        """Valid (1.0) where there is any text."""
+        return Outcome(float(bool(answer)), report=f"got {answer!r}")
 
     async def run(self, code: str) -> Observation:
         self.programs.append(code)
@@ -108,6 +123,45 @@ class ScriptedTools:
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+
+class CharTokenizer:
+    """A token is a character. Stands behind `sampling.team.Seat`."""
+
+    stop_ids = (0,)
+
+    def render(self, messages, *, thinking):
+        chat = "".join(m.content for m in messages)
+        return np.asarray([ord(c) for c in chat], np.int32)
+
+    def decode(self, ids):
+        return "".join(chr(i) for i in ids)
+
+    def opens_thinking(self, prompt_ids):
+        return False
+
+
+class ScriptedEngine:
+    """Says `say(agent, address)` in place of a model; an exception is raised instead.
+
+    `agent` is the index of the seat, `address` as of `sampling.team.Address.of`; those
+    that were asked for are kept in `addresses`.
+    """
+
+    def __init__(self, say: Callable[[int, tuple[int, ...]], str | Exception]):
+        self.say = say
+        self.addresses: list[tuple[int, ...]] = []
+
+    async def generate(self, agent, prompt, options, address):
+        self.addresses.append(address)
+        await asyncio.sleep(0)
+        said = self.say(agent, address)
+        if isinstance(said, Exception):
+            raise said
+        tokens = np.asarray([ord(c) for c in said], np.int32)
+        return SimpleNamespace(
+            token_ids=tokens, logprobs=np.zeros(len(tokens)), finish="stop"
+        )
 
 
 CALL = JudgeCall(judge="scripted")

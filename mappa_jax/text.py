@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
 _CODE = re.compile(r"```(?:python|py)\s*\n(.*?)```", re.DOTALL)
+_PLAIN_NAME = re.compile(r"[\w./+-]+")
 CUT_MARK = "\n[... {} {} cut ...]\n"
 
 
@@ -30,6 +31,12 @@ def extract_code(text: str) -> str | None:
     """All ```python blocks of `text`, joined in order; None where there is none."""
     blocks = [block.strip("\n") for block in _CODE.findall(text)]
     return "\n\n".join(blocks) if blocks else None
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Names of files in one line; one that is no plain name is quoted, so that it can
+    be read as nothing else."""
+    return ", ".join(n if _PLAIN_NAME.fullmatch(n) else repr(n) for n in names)
 
 
 Spans = Sequence[tuple[int, int]]

@@ -25,6 +25,10 @@ class ToolFault(RuntimeError):
     """
 
 
+class FileTooLarge(ValueError):
+    """A file that an agent left is larger than its reader takes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One problem for the team.
@@ -33,8 +37,9 @@ class Task:
       id: unique within its data set, stable between runs.
       prompt: the statement shown to the agents.
       answer: the reference answer as text, or None where there is none.
-      grader: how an answer is compared: "math" (math-verify), "exact", or
-        "reasoning_gym:<family>" (the family's own scorer).
+      grader: how an answer is compared: "math" (math-verify), "exact",
+        "reasoning_gym:<family>" (the family's own scorer), or "submission" (a file of
+        predictions, as the metadata's "submission" says).
       source: the data set it came from (evaluation reports are per source).
       files: input files, name -> path on the host.
       metadata: whatever else the source tells; must be JSON-serialisable.
@@ -72,9 +77,13 @@ class Observation:
       stderr: standard error, likewise.
       exit_status: the process's exit code (negative: killed by that signal).
       limit: the limit that was hit ("wall_time", "cpu_time", "memory",
-        "processes", "file_size", "output"), or None.
-      files: names of the files in the work folder afterwards, sorted.
+        "processes", "file_size", "disk", "output"; "supervision": it kept from being
+        watched), or None.
+      files: names of the files in the work folder afterwards, sorted; what is no
+        printable character is escaped.
       files_before: likewise before the run.
+      changed: those of both that the run has written to or replaced, sorted.
+      empty: those of `files` that hold nothing, sorted.
       seconds: wall time of the run.
     """
 
@@ -84,6 +93,8 @@ class Observation:
     limit: str | None = None
     files: tuple[str, ...] = ()
     files_before: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -112,6 +123,8 @@ class Action:
       observation: what running `code` gave, or None.
       fault: an infrastructure failure that touched this action (sandbox dead):
         it masks the action and is never the agent's doing. None when all is well.
+      outcome: what the ground truth says of the answer that the action has left, where
+        that is not simply its text (a file); no agent sees it.
     """
 
     agent: str
@@ -127,6 +140,7 @@ class Action:
     code: str | None = None
     observation: Observation | None = None
     fault: str | None = None
+    outcome: Outcome | None = None
 
 
 class MissingReason(enum.Enum):
@@ -252,11 +266,15 @@ class JudgeRequest:
 class Outcome:
     """What the ground truth says of the final answer.
 
-    `score` is in 0..1 (1: right), `answer` what was extracted from the text.
+    `score` is in 0..1 (1: right, or a valid submission), `answer` what was extracted
+    from the text. `report` says in plain lines how good it is, and `quality` in finite
+    numbers by name, where there is more to say than right or wrong.
     """
 
     score: float
     answer: str | None = None
+    report: str = ""
+    quality: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -155,6 +155,17 @@ def test_a_whole_number_may_stand_for_a_float():
         ("judge__max_missing", 1.5),
         ("judge__concurrency", 0),
         ("judge__deadline_s", 0.0),
+        ("judge__deadline_s", float("inf")),
+        ("judge__deadline_s", float("nan")),
+        ("judge__outage_s", float("nan")),
+        ("judge__budget__usd", float("nan")),
+        ("judge__budget__usd", float("inf")),
+        ("judge__budget__usd", -1.0),
+        ("judge__thinking_tokens", -2),
+        ("judge__thinking_tokens", 9000),
+        ("judge__provider", "oracle"),
+        ("judge__members", "rubric"),  # without judge.provider="ensemble"
+        ("judge__replay", "ledger.jsonl"),  # of the rubric
         ("sandbox__workers", 0),
         ("checkpoint__every", 0),
         ("checkpoint__keep", 0),
@@ -255,3 +266,16 @@ def test_every_setting_is_read_somewhere():
     ]
     assert not unread, unread
     assert not is_read(Config, "kl.", "nothing", sources)  # it can say no
+
+
+@pytest.mark.parametrize("members", ["", "oracle:m", "ensemble", "rubric,rubric"])
+def test_an_ensemble_needs_judges_that_there_are(members):
+    changes = {"judge__provider": "ensemble", "judge__members": members}
+    with pytest.raises(ConfigError, match=r"^config.judge.members: "):
+        resolve(plain(**changes))
+
+
+def test_an_ensemble_in_one_line():
+    members = "rubric, gemini:gemini-2.5-pro"
+    changes = {"judge__provider": "ensemble", "judge__members": members}
+    assert resolve(plain(**changes)).judge.members == members

@@ -7,11 +7,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mappa_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 HOST = (
-    "types text workflows tools judges data answers answer_process answer_worker "
-    "records statistics config metrics testing"
+    "types text workflows tools judges data tabular answers answer_process "
+    "answer_worker records statistics config metrics testing"
 ).split()
 ARRAYS = "models sampling learning parallel".split()
-OUTSIDE = "workflows tools judges data".split()
+OUTSIDE = "workflows tools judges data tabular".split()
 ARRAY_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 
 
@@ -80,7 +80,7 @@ def test_the_host_half_does_not_import_the_array_half():
     assert not [_name(p) for p in broken]
 
 
-def test_the_array_half_sees_no_workflow_tool_judge_or_data():
+def test_the_array_half_sees_no_workflow_tool_judge_data_or_table():
     broken = [p for p in _of(*ARRAYS) if _ours(_imports(p)) & {*OUTSIDE}]
     assert not [_name(p) for p in broken]
 
@@ -89,6 +89,11 @@ def test_workflows_tools_and_judges_do_not_know_one_another():
     separate = {"workflows", "tools", "judges"}
     for path in _of(*separate):
         assert not _ours(_imports(path)) & (separate - {_part(path)}), _name(path)
+
+
+def test_submissions_are_read_without_workflows_tools_judges_and_data():
+    apart = {"workflows", "tools", "judges", "data"}
+    assert not [_name(p) for p in _of("tabular") if _ours(_imports(p)) & apart]
 
 
 def test_types_imports_nothing_of_ours():

@@ -85,7 +85,14 @@ _TRAJECTORIES = st.builds(
     sample=st.integers(0, 3),
     actions=st.lists(_actions(), max_size=2).map(tuple),
     verdicts=st.lists(_VERDICTS, max_size=2).map(tuple),
-    outcome=st.none() | st.builds(types.Outcome, st.floats(0, 1), st.none() | _TEXT),
+    outcome=st.none()
+    | st.builds(
+        types.Outcome,
+        st.floats(0, 1),
+        st.none() | _TEXT,
+        report=_TEXT,
+        quality=st.dictionaries(_TEXT, st.floats(-1e9, 1e9), max_size=2),
+    ),
     failure=st.none() | _TEXT,
 )
 

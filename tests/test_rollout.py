@@ -2,19 +2,28 @@
 
 import asyncio
 import dataclasses
-from types import SimpleNamespace
+import gc
+import json
 
 import numpy as np
 import pytest
 
 from mappa_jax.config import AgentConfig, JudgeConfig
-from mappa_jax.drift import anchor_drift
+from mappa_jax.drift import anchor_drift, read_drift
+from mappa_jax.judges import BudgetReached, JudgeError
 from mappa_jax.rollout import Stage, rollout, success
 from mappa_jax.sampling.engine import PromptTooLong
 from mappa_jax.sampling.team import Seat
-from mappa_jax.testing import ScriptedGrader, ScriptedJudge, ScriptedTools
+from mappa_jax.testing import (
+    CharTokenizer,
+    ScriptedEngine,
+    ScriptedGrader,
+    ScriptedJudge,
+    ScriptedTools,
+)
 from mappa_jax.text import cut_middle
 from mappa_jax.types import (
+    JudgeCall,
     Missing,
     MissingReason,
     Observation,
@@ -36,41 +45,6 @@ BRIEF = Brief(
     example=False,
     cut=cut_middle,
 )
-
-
-class CharTokenizer:
-    """A token is a character; "<" opens thinking."""
-
-    stop_ids = (0,)
-
-    def render(self, messages, *, thinking):
-        chat = "".join(m.content for m in messages)
-        return np.asarray([ord(c) for c in chat], np.int32)
-
-    def decode(self, ids):
-        return "".join(chr(i) for i in ids)
-
-    def opens_thinking(self, prompt_ids):
-        return False
-
-
-class ScriptedEngine:
-    """Says `say(agent, address)`; an exception is raised instead."""
-
-    def __init__(self, say):
-        self.say = say
-        self.addresses = []
-
-    async def generate(self, agent, prompt, options, address):
-        self.addresses.append(address)
-        await asyncio.sleep(0)
-        said = self.say(agent, address)
-        if isinstance(said, Exception):
-            raise said
-        tokens = np.asarray([ord(c) for c in said], np.int32)
-        return SimpleNamespace(
-            token_ids=tokens, logprobs=np.zeros(len(tokens)), finish="stop"
-        )
 
 
 async def relay(task, team, tools, brief):
@@ -349,6 +323,58 @@ async def test_drift_is_the_change_on_the_anchors(tmp_path):
     anchors = [*first.actions, second.actions[0]]
     assert [r.action.text for r in fresh] == [a.text for a in anchors]
     assert (await at(10))["drift"] == pytest.approx(0.9)
+
+
+async def test_anchors_without_a_verdict_are_counted(tmp_path):
+    stage = make_stage(judge := ScriptedJudge())
+    rolled = await run(stage, samples=2)
+    config = JudgeConfig(anchors=4, anchor_every=5)
+    await anchor_drift(stage, tmp_path, config, rolled, 1)
+    judge._missing_every = 2
+    found = await anchor_drift(stage, tmp_path, config, rolled, 5)
+    assert found["anchors_missing"] == 2 and found["drift"] == 0
+    judge._missing_every = 1
+    found = await anchor_drift(stage, tmp_path, config, rolled, 10)
+    assert found == {"anchors_missing": 4}
+
+
+def test_drift_is_read_from_the_metrics(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_drift(path) == []
+    rows = [{"step": 1}, {"step": 2, "judge/drift": 0.5, "judge/drift_abs": 0.75}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_drift(path) == [{"step": 2, "drift": 0.5, "drift_abs": 0.75}]
+
+
+async def test_anchors_stop_at_a_budget_like_all_else(tmp_path):
+    class Poor(ScriptedJudge):
+        async def score(self, request):
+            if request.repeat:
+                call = JudgeCall("x")
+                return Missing(
+                    MissingReason.BUDGET, "judge.budget.usd=1 is spent", call
+                )
+            return await super().score(request)
+
+    stage = make_stage(Poor())
+    rolled = await run(stage, samples=2)
+    config = JudgeConfig(anchors=4, anchor_every=1)
+    with pytest.raises(BudgetReached, match="judge.budget.usd"):
+        await anchor_drift(stage, tmp_path, config, rolled, 1)
+
+
+async def test_a_judge_that_cannot_go_on_ends_the_batch(caplog):
+    """A replay that has no answer is no missing verdict."""
+
+    class Lost(ScriptedJudge):
+        async def score(self, request):
+            raise JudgeError("judge.replay has no call of this")
+
+    with pytest.raises(JudgeError, match="judge.replay"):
+        await run(make_stage(Lost()), samples=3)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert "never retrieved" not in caplog.text
 
 
 async def test_without_anchors_nothing_is_kept(tmp_path):

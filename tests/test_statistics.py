@@ -93,3 +93,36 @@ def test_summary_without_enough_samples_has_no_pass_rate():
 def test_summary_refuses_a_source_without_scores():
     with pytest.raises(ValueError):
         statistics.summarise({"aime": []}, k=1, resamples=10, seed=0)
+
+
+def quality_of(kind, identity, score=1.0, **quality):
+    task = Task(identity, "p", source="s", metadata={"kind": kind})
+    outcome = None if score is None else Outcome(score, quality=quality)
+    return Trajectory(task=task, step=-1, sample=0, actions=(), outcome=outcome)
+
+
+def test_quality_is_summed_up_by_kind_of_task():
+    runs = [
+        quality_of("classification", "a", accuracy=0.8, gap=0.5),
+        quality_of("classification", "a", accuracy=0.6, gap=0.1),
+        quality_of("classification", "b", 0.0, gap=0.0),
+        quality_of("regression", "c", rmse=3.0),
+        quality_of("regression", "d", None),
+    ]
+    found = statistics.quality_by_kind(runs, 200, 0)
+    assert [*found] == ["classification", "regression"]
+    told = found["classification"]
+    assert told["problems"] == 2
+    assert told["success"]["value"] == pytest.approx(0.5)  # (1 + 0) / 2 problems
+    assert told["accuracy"]["value"] == pytest.approx(0.7)  # a alone has it
+    assert told["gap"]["value"] == pytest.approx(0.15)  # (0.3 + 0) / 2
+    assert told["gap"]["low"] == 0.0 and told["gap"]["high"] == pytest.approx(0.3)
+    assert found["regression"] == {
+        "problems": 1,
+        "success": {"value": 1.0, "low": 1.0, "high": 1.0},
+        "rmse": {"value": 3.0, "low": 3.0, "high": 3.0},
+    }
+
+
+def test_where_nothing_tells_of_quality_there_are_no_kinds():
+    assert statistics.quality_by_kind([quality_of("k", "a")], 200, 0) == {}

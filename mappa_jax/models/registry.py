@@ -56,7 +56,7 @@ def _byte_model(d_model: int, layers: int, heads: int) -> ModelConfig:
         n_kv_heads=max(1, heads // 2),
         head_dim=d_model // heads,
         d_ff=2 * d_model,
-        max_context=2048,
+        max_context=8192,
         rope=Rope(10000.0),
         rms_norm_eps=1e-5,
         tie_embeddings=True,
@@ -82,7 +82,8 @@ def resolve(name: str, cache: Path) -> Path:
         size, _, seed = name.removeprefix("random:").partition("/")
         if size not in RANDOM_SIZES:
             raise ModelError(f"model {name!r}: sizes are {sorted(RANDOM_SIZES)}")
-        key = f"random-{size}-{seed or 0}"
+        shape = hashlib.sha256(repr(RANDOM_SIZES[size]).encode()).hexdigest()[:8]
+        key = f"random-{size}-{seed or 0}-{shape}"
         return _once(
             cache / "models" / key,
             lambda out: write_random(RANDOM_SIZES[size], int(seed or 0), out),

@@ -10,7 +10,7 @@ from mappa_jax import text
 from mappa_jax.config import AgentConfig
 from mappa_jax.models.tokenizer import Tokenizer
 from mappa_jax.sampling.engine import Engine, Options
-from mappa_jax.types import Action, Message, Observation, Task
+from mappa_jax.types import Action, Message, Observation, Outcome, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +102,10 @@ class EpisodeTeam:
         code: str | None = None,
         observation: Observation | None = None,
         fault: str | None = None,
+        outcome: Outcome | None = None,
     ) -> Action:
         action = dataclasses.replace(
-            action, code=code, observation=observation, fault=fault
+            action, code=code, observation=observation, fault=fault, outcome=outcome
         )
         self.actions.append(action)
         self._on_action(len(self.actions) - 1, action)

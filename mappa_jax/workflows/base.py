@@ -8,12 +8,19 @@ batching, padding or devices. The protocols here are implemented elsewhere.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from mappa_jax.config import Config
-from mappa_jax.types import Action, Message, Observation, Role
+from mappa_jax.types import (
+    Action,
+    Message,
+    Observation,
+    Outcome,
+    Role,
+    Task,
+)
 
 
 class Agent(Protocol):
@@ -36,8 +43,18 @@ class Team(Protocol):
         code: str | None = None,
         observation: Observation | None = None,
         fault: str | None = None,
+        outcome: Outcome | None = None,
     ) -> Action:
-        """Closes an action with what followed; its judging may start at once."""
+        """Closes an action with what followed; its judging may start at once.
+
+        Args:
+          action: from `Agent.act`.
+          code: what was run of it.
+          observation: what running it gave.
+          fault: why the tool could not run it; masks the action.
+          outcome: what the ground truth says of the answer that it has left, where that
+            is not simply its text. The last action's is the trajectory's.
+        """
         ...
 
 
@@ -48,11 +65,25 @@ class Workspace(Protocol):
         """Runs a program. Raises ToolFault where the tool itself fails."""
         ...
 
+    async def read(self, name: str, most: int) -> bytes | None:
+        """A file of at most so many bytes, or None. Raises FileTooLarge, ToolFault."""
+        ...
+
 
 class Tools(Protocol):
     """What a workflow may use besides the team."""
 
-    def workspace(self) -> AbstractAsyncContextManager[Workspace]: ...
+    def workspace(
+        self, files: Mapping[str, str] = {}, first: Sequence[str] = ()
+    ) -> AbstractAsyncContextManager[Workspace]:
+        """A fresh work folder in which `files` (name -> path) can be read; observations
+        list those called as in `first` before all others."""
+        ...
+
+    async def grade(self, task: Task, answer: str | None) -> Outcome | None:
+        """What the ground truth says of an answer (None: there is no file of that
+        name); None where there is no ground truth."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +122,19 @@ def brief(config: Config, cut: Callable[[str, int], str]) -> Brief:
     )
 
 
+def render_observation(observation: Observation, brief: Brief) -> str:
+    """What an agent is shown of a run, cut in the middle to the token budget."""
+    parts = [observation.stdout.strip()]
+    if observation.stderr.strip():
+        parts.append("stderr:\n" + observation.stderr.strip())
+    if observation.limit:
+        parts.append(f"stopped: {observation.limit} limit")
+    elif observation.exit_status:
+        parts.append(f"exit status {observation.exit_status}")
+    body = "\n".join(p for p in parts if p)
+    return brief.cut(body, brief.tool_tokens) or "(no output)"
+
+
 @dataclasses.dataclass(frozen=True)
 class Workflow:
     """A team's shape and the function that runs it on one task.
@@ -104,3 +148,12 @@ class Workflow:
     name: str
     roles: tuple[Role, ...]
     run: Callable
+
+
+def seated(workflow: Workflow, config: Config) -> Workflow:
+    """The workflow with the number of turns that the config gives each role."""
+    turns = {name: agent.max_turns for name, agent in config.agents.items()}
+    roles = tuple(
+        dataclasses.replace(role, max_turns=turns[role.name]) for role in workflow.roles
+    )
+    return dataclasses.replace(workflow, roles=roles)

@@ -10,8 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mappa_jax import text
-from mappa_jax.types import Action, Message, Observation, Role, Task, ToolFault
-from mappa_jax.workflows.base import Brief, Team, Tools, Workflow
+from mappa_jax.types import Action, Message, Role, Task, ToolFault
+from mappa_jax.workflows.base import (
+    Brief,
+    Team,
+    Tools,
+    Workflow,
+    render_observation,
+)
 
 ROLES = (
     Role("solver", "problem solver", "solves the problem step by step"),
@@ -120,19 +126,6 @@ async def _execute(task, solver, team, workspace, brief) -> tuple[Action, str | 
                 Message(brief.tool_role, printed),
             ]
     return action, printed
-
-
-def render_observation(observation: Observation, brief: Brief) -> str:
-    """What an agent is shown of a run, cut in the middle to the token budget."""
-    parts = [observation.stdout.strip()]
-    if observation.stderr.strip():
-        parts.append("stderr:\n" + observation.stderr.strip())
-    if observation.limit:
-        parts.append(f"stopped: {observation.limit} limit")
-    elif observation.exit_status:
-        parts.append(f"exit status {observation.exit_status}")
-    body = "\n".join(p for p in parts if p)
-    return brief.cut(body, brief.tool_tokens) or "(no output)"
 
 
 def _problem(task: str) -> str:
