@@ -1,0 +1,235 @@
+"""Tries meshes, micro-batches, remat policies and cache types, and keeps what fits.
+
+The update is compiled first: it needs most memory, and what it allows depends on the
+mesh, the rows of a micro-batch and remat. Where it fits, the sampler gets as many slots
+as the rest of the memory holds. A program that does not fit is refused by the compiler
+within seconds, so most of the time goes to those that do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from mappa_jax.config import Config, ConfigError
+from mappa_jax.models.config import ModelConfig
+from mappa_jax.plan.planner import Plan
+from mappa_jax.plan.report import efficiency_of
+
+Changes = Mapping[str, Any]
+# What the search may set, beside the mesh, `packing.rows` and `sampler.slots`.
+REMATS = ("projections", "none")  # beside "full": each keeps more than the last
+BEST = 3  # meshes that are looked at closely, and plans that are offered
+ROOM = 0.75  # of the memory: what takes more is not tried with larger settings
+OTHERS = ("prefill", "decode", "reference", "logprobs", "credit")  # all but the update
+KV_DTYPES = ("compute", "float8_e4m3fn")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """A tried setting: flat keys of the config and values, and its plan."""
+
+    changes: Changes
+    plan: Plan
+
+    @property
+    def fits(self) -> bool:
+        return self.plan.fits
+
+    @property
+    def seconds(self) -> float:
+        """Of an iteration at the roofline, of what was compiled."""
+        return sum(phase.seconds for phase in self.plan.phases)
+
+    @property
+    def fill(self) -> float:
+        """The fullest phase's share of the memory."""
+        return max(phase.total for phase in self.plan.phases) / self.plan.usable
+
+    @property
+    def flags(self) -> str:
+        """As one gives them to train.py."""
+        return " ".join(f"--config.{k}={v}" for k, v in self.changes.items())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "changes": dict(self.changes),
+            "flags": self.flags,
+            "fits": self.fits,
+            "seconds_per_iteration": self.seconds,
+            "fullest_phase": self.fill,
+            "parallel_efficiency": efficiency_of(self.plan),
+        }
+
+
+def changed(config: Config, changes: Changes) -> Config:
+    """The config with values at flat keys, "mesh.fsdp"."""
+    for key, value in changes.items():
+        group, _, field = key.rpartition(".")
+        if group:
+            inner = dataclasses.replace(getattr(config, group), **{field: value})
+            config = dataclasses.replace(config, **{group: inner})
+        else:
+            config = dataclasses.replace(config, **{field: value})
+    return config
+
+
+def meshes(
+    config: Config, shapes: Sequence[ModelConfig], chips: int
+) -> Iterator[Changes]:
+    """Mesh shapes on so many chips that the models allow, with rows to match.
+
+    The ones that split weights least come first: with less to send they are faster,
+    where they fit.
+    """
+    agents = len(config.agents)
+    heads = math.gcd(*(shape.n_kv_heads for shape in shapes))
+    sizes = [n for n in range(1, chips + 1) if chips % n == 0]
+    for agent, tensor, fsdp in itertools.product(sizes, sizes, sizes):
+        if chips % (agent * tensor * fsdp) or heads % tensor:
+            continue
+        if config.mode != "shared" and agents % agent:
+            continue
+        if config.mode == "shared" and agent > 1:
+            continue  # the same as data
+        data = chips // (agent * tensor * fsdp)
+        ways = data * fsdp
+        slots = -(-config.sampler.slots // ways) * ways
+        yield {
+            "mesh.agent": agent,
+            "mesh.data": data,
+            "mesh.fsdp": fsdp,
+            "mesh.tensor": tensor,
+            "packing.rows": ways,
+            "sampler.prefill_rows": ways,
+            "sampler.slots": slots,
+        }
+
+
+def search(
+    config: Config,
+    shapes: Sequence[ModelConfig],
+    chips: int,
+    plan_of: Callable[[Config, Sequence[str]], Plan],
+    *,
+    compiles: int,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[Found]:
+    """The settings that were tried to the end, the best first.
+
+    Args:
+      config: where to start.
+      shapes: the agents' architectures.
+      chips: how many there are.
+      plan_of: makes the plan of a config, of the named programs or (empty) of all.
+      compiles: programs to compile at most.
+      note: told of each try.
+
+    Returns:
+      Whole plans of what fits, sorted by the seconds of an iteration; if nothing
+      fits, what was tried, sorted by how much it exceeds the memory.
+    """
+    left = compiles
+    tried: list[Found] = []  # in part
+
+    def attempt(changes: Changes, only: Sequence[str]) -> Found | None:
+        nonlocal left
+        if left <= 0:
+            return None
+        try:
+            plan = plan_of(changed(config, changes), only)
+        except ConfigError as e:
+            note(f"{_brief(changes)}: {e}")
+            return None
+        left -= len(plan.phases)
+        found = Found(changes, plan)
+        tried.append(found)
+        verdict = f"{found.fill:.0%} of the memory, {found.seconds:.4g} s"
+        note(f"{_brief(changes)}: {', '.join(p.name for p in plan.phases)} {verdict}")
+        return found
+
+    firsts = [
+        first
+        for changes in meshes(config, shapes, chips)
+        if (first := attempt(changes | {"remat": "full"}, ("update",))) and first.fits
+    ]
+    updates = sorted(firsts, key=lambda f: f.seconds)
+    for first in updates[:BEST]:
+        updates = updates + larger(first, attempt)
+    whole = []
+    for found in sorted(updates, key=lambda f: f.seconds):
+        for kv_dtype in KV_DTYPES:
+            slots = _slots(config, shapes, found, kv_dtype)
+            if not slots:
+                continue
+            extra = {"sampler.slots": slots, "sampler.kv_dtype": kv_dtype}
+            rest = attempt({**found.changes, **extra}, OTHERS)
+            if rest and rest.fits:
+                whole.append(_joined(rest, found))
+                break  # a smaller cache is a second choice: it costs precision
+        if len(whole) >= BEST:
+            break
+    if whole:
+        return sorted(whole, key=lambda f: f.seconds)
+    return sorted(tried, key=lambda f: f.fill)
+
+
+def larger(
+    first: Found, attempt: Callable[[Changes, Sequence[str]], Found | None]
+) -> list[Found]:
+    """What fits of an update that keeps more of the forward pass, or that takes twice
+    the rows, where the first try leaves room."""
+    out = []
+    if first.fill >= ROOM:
+        return out
+    rows = {"packing.rows": 2 * first.changes["packing.rows"]}
+    for tries in ([rows], [{"remat": name} for name in REMATS]):
+        for change in tries:
+            found = attempt({**first.changes, **change}, ("update",))
+            if not (found and found.fits):
+                break
+            out.append(found)
+    return out
+
+
+def _joined(rest: Found, update: Found) -> Found:
+    """The whole plan: the update does not depend on the sampler's settings."""
+    phases = [*rest.plan.phases, *update.plan.phases]
+    return Found(rest.changes, dataclasses.replace(rest.plan, phases=phases))
+
+
+def _slots(
+    config: Config, shapes: Sequence[ModelConfig], found: Found, kv_dtype: str
+) -> int:
+    """Slots that fit beside the weights and a quarter of the memory for scratch, at
+    most as many as the config has or as there are trajectories; 0: none."""
+    phase = found.plan.phases[0]
+    room = 0.75 * found.plan.usable - phase.hbm["params"] - phase.hbm["optimizer"]
+    ways = found.plan.team[0].layout.ways
+    itemsize = jnp.dtype(config.dtype if kv_dtype == "compute" else kv_dtype).itemsize
+    row = sum(
+        policy.pools
+        * 2
+        * policy.cfg.n_layers
+        * (policy.cfg.n_kv_heads // policy.layout.tensor)
+        * policy.cfg.head_dim
+        * config.sampler.context
+        * itemsize
+        for policy in found.plan.team
+    )
+    most = min(int(room / row) * ways, int(found.changes["sampler.slots"]))
+    return most // ways * ways
+
+
+def _brief(changes: Changes) -> str:
+    sizes = "x".join(str(changes[f"mesh.{a}"]) for a in _AXES)
+    rest = [f"{k}={v}" for k, v in changes.items() if not k.startswith("mesh.")]
+    return f"mesh {sizes}, " + ", ".join(rest)
+
+
+_AXES = ("agent", "data", "fsdp", "tensor")

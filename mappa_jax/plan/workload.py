@@ -1,0 +1,191 @@
+"""What an iteration asks of the compiled programs: calls, and turns of their loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from mappa_jax.config import AgentConfig, Config, ConfigError
+from mappa_jax.models.policy import Policy
+from mappa_jax.plan.count import Expected
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """Lengths that a plan assumes of every action.
+
+    Attributes:
+      prompt: tokens of a prompt.
+      new: sampled tokens, by agent in the team's order.
+    """
+
+    prompt: int
+    new: tuple[int, ...]
+
+
+def assumed(config: Config, prompt: int = 0, new: int = 0) -> Load:
+    """Actions of these lengths; 0: each as long as the config lets it be.
+
+    Raises:
+      ConfigError: they do not fit the sampler's shapes.
+    """
+    longest = config.sampler.prompt_buckets[-1]
+    if prompt > longest:
+        raise ConfigError(
+            f"--prompt_tokens={prompt}: sampler.prompt_buckets ends at {longest}"
+        )
+    limits = [agent.max_new_tokens for agent in config.agents.values()]
+    tokens = tuple(min(new, most) if new else most for most in limits)
+    room = config.sampler.context - max(tokens)
+    return Load(prompt or min(longest, room), tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """How often a program is called in an iteration, and how its loops turn."""
+
+    calls: float
+    expected: Expected = Expected()
+
+
+def actions(config: Config) -> list[int]:
+    """Actions of each agent in an iteration, all turns taken."""
+    return [rollouts(config) * a.max_turns for a in config.agents.values()]
+
+
+def rollouts(config: Config) -> int:
+    return config.data.prompts_per_step * config.data.samples_per_prompt
+
+
+def bucket(config: Config, prompt: int) -> int:
+    """The padded length of a prompt."""
+    return next(b for b in config.sampler.prompt_buckets if prompt <= b)
+
+
+def _in_turn(policy: Policy, calls: Sequence[float]) -> float:
+    """Calls of a group from those that each of its agents would need alone.
+
+    Agents on different slices of the mesh are served by one call; the pools of one
+    slice are served in turn, and so are the agents of one pool.
+    """
+    slices, pools = policy.layout.slices, policy.pools
+    per_slice = [calls[i :: len(calls) // slices] for i in range(len(calls) // slices)]
+    if pools > 1 or policy.agents == slices:  # an agent of every slice in each call
+        return sum(map(max, per_slice))
+    size = len(calls) // slices
+    return max(sum(calls[i * size : (i + 1) * size]) for i in range(slices))
+
+
+def prefill(config: Config, policy: Policy) -> Use:
+    """Full calls: the prompts of all trajectories arrive together."""
+    ways = policy.layout.ways
+    rows = -(-config.sampler.prefill_rows // ways) * ways
+    every = actions(config)
+    calls = _in_turn(policy, [-(-every[m] // rows) for m in policy.members])
+    return Use(calls, Expected(branch=0))
+
+
+def decode(config: Config, policy: Policy, load: Load) -> Use:
+    """Chunks with as many rows in flight as there are trajectories or slots.
+
+    The cache is read up to the middle of the answer; conditionals take their first
+    branch (no filter) unless an agent asks for a filter.
+    """
+    sampler, every = config.sampler, actions(config)
+    together = min(rollouts(config), sampler.slots)
+    chunks = [
+        -(-every[m] // together) * -(-load.new[m] // sampler.chunk)
+        for m in policy.members
+    ]
+    middle = load.prompt + max(load.new[m] for m in policy.members) / 2
+    blocks = math.ceil(middle / sampler.cache_block)
+    filters = any(_filters(a) for a in config.agents.values())
+    expected = Expected((sampler.chunk, blocks), None if filters else 0)
+    return Use(_in_turn(policy, chunks), expected)
+
+
+def _filters(agent: AgentConfig) -> bool:
+    return bool(agent.top_k or agent.top_p < 1 or agent.min_new_tokens)
+
+
+def steps(config: Config) -> int:
+    """Mini-batches of an iteration, epochs not counted."""
+    agents = zip(actions(config), config.agents.values(), strict=True)
+    most = max(n for n, agent in agents if agent.trainable)
+    return -(-most // config.optimizer.actions_per_update)
+
+
+def microbatches(config: Config, policy: Policy, load: Load) -> float:
+    """Mean over the mini-batches of the micro-batches that each holds: those of the
+    lane that has most rows."""
+    size, agents = config.optimizer.actions_per_update, list(config.agents.values())
+    every, total = actions(config), 0
+    for step in range(steps(config)):
+        lanes = [0] * policy.lanes
+        for place, member in enumerate(policy.members):
+            left = every[member] - step * size
+            if agents[member].trainable and left > 0:
+                rows = _rows(config, min(left, size), load, member)
+                lanes[policy.lane_of(place)] += rows
+        total += -(-max(lanes) // config.packing.rows)
+    return total / steps(config)
+
+
+def _rows(config: Config, actions: int, load: Load, member: int) -> int:
+    """Rows that so many actions fill, none of them sharing a prefix.
+
+    Raises:
+      ConfigError: an action does not fit into a row.
+    """
+    packing, new = config.packing, load.new[member]
+    tokens = load.prompt + new - 1
+    fit = min(packing.row_tokens // tokens, packing.row_action_tokens // new)
+    if fit < 1:
+        raise ConfigError(
+            f"packing.row_tokens={packing.row_tokens}: an action of {tokens} tokens "
+            "does not fit into a row"
+        )
+    return -(-actions // fit)
+
+
+def parts(name: str) -> tuple[str, int, int]:
+    """(kind, prompt tokens of a prefill or 0, group of agents) of a program's name:
+    "prefill/512/1", "decode", where the first group goes without its number."""
+    kind, *numbers = name.split("/")
+    length = int(numbers.pop(0)) if kind == "prefill" else 0
+    return kind, length, int(numbers[0]) if numbers else 0
+
+
+def uses(
+    config: Config, team: Sequence[Policy], load: Load, names: Sequence[str]
+) -> Mapping[str, Use]:
+    """The use of every program that an iteration calls, by the program's name.
+
+    Names are those of `Engine.lowered` and `Learner.lowered`; prefills of other prompt
+    lengths than the load's are called by nobody.
+
+    Raises:
+      KeyError: a name is not known.
+    """
+    updates = steps(config)
+    turns = [microbatches(config, policy, load) for policy in team]
+    out: dict[str, Use] = {}
+    for name in names:
+        kind, length, group = parts(name)
+        if kind == "prefill":
+            use = prefill(config, team[group])
+            right = length == bucket(config, load.prompt)
+            out[name] = use if right else Use(0, use.expected)
+        elif kind == "decode":
+            out[name] = decode(config, team[group], load)
+        elif kind in ("reference", "logprobs"):
+            out[name] = Use(updates, Expected((turns[group],)))
+        elif kind == "update":  # groups side by side: the longest of them
+            calls = updates * config.optimizer.epochs
+            out[name] = Use(calls, Expected((max(turns),)))
+        elif kind == "credit":
+            out[name] = Use(1)
+        else:
+            raise KeyError(f"no use is known of the program {name!r}")
+    return out

@@ -1,0 +1,123 @@
+"""Calls and turns of an iteration, by hand."""
+
+import pytest
+
+from mappa_jax.assemble import make_team, seat_agents
+from mappa_jax.config import ConfigError, resolve
+from mappa_jax.models.published import architecture
+from mappa_jax.parallel import mesh as meshlib
+from mappa_jax.plan import workload
+
+
+@pytest.fixture
+def setting(tiny):
+    """(changes) -> (config, team): 4 trajectories; solver and verifier act once, the
+    coder twice: 16 actions."""
+
+    def make(changes=None):
+        config = seat_agents(resolve(tiny(changes)))
+        shapes = [architecture(a.model) for a in config.agents.values()]
+        return config, make_team(config, shapes, meshlib.make_mesh(config.mesh))
+
+    return make
+
+
+def test_every_agent_takes_all_its_turns(setting):
+    config, _ = setting()
+    assert workload.rollouts(config) == 4
+    assert workload.actions(config) == [4, 8, 4]
+    assert workload.steps(config) == 2  # 8 actions of the coder, 4 an update
+
+
+def test_lengths_are_the_limits_unless_said_otherwise(setting):
+    config, _ = setting()
+    assert workload.assumed(config) == workload.Load(512, (16, 16, 16))
+    assert workload.assumed(config, 100, 9) == workload.Load(100, (9, 9, 9))
+    assert workload.assumed(config, 100, 99).new == (16, 16, 16)
+    with pytest.raises(ConfigError, match=r"sampler.prompt_buckets ends at 512"):
+        workload.assumed(config, 513)
+
+
+def test_one_pool_per_agent_is_decoded_in_turn(setting):
+    config, (policy,) = setting({"sampler.slots": 8, "mesh.data": 1, "mesh.fsdp": 8})
+    use = workload.decode(config, policy, workload.Load(300, (16, 16, 16)))
+    # 4 rows at a time, 2 chunks of 8 tokens: 1, 2 and 1 rounds.
+    assert use.calls == 2 * (1 + 2 + 1)
+    # The cache is read up to 300 + 8 tokens, in blocks of 128.
+    assert use.expected.turns == (8, 3)
+    assert use.expected.branch == 0
+
+
+def test_agents_on_slices_of_their_own_are_decoded_together(setting):
+    config, (policy,) = setting({"mode": "lora", "agents.coder.max_turns": 1})
+    load = workload.assumed(config)
+    alone = workload.decode(config, policy, load).calls
+    assert alone == 2 * 3
+    few = [2.0, 3.0, 4.0, 5.0]
+    # Two slices, two pools: agents 0 and 1 on the first slice, 2 and 3 on the second.
+    four = Stand(slices=2, pools=2, agents=4)
+    assert workload._in_turn(four, few) == max(2, 4) + max(3, 5)
+    assert workload._in_turn(Stand(4, 1, 4), few) == 5
+    assert workload._in_turn(Stand(2, 1, 4), few) == max(2 + 3, 4 + 5)
+    assert workload._in_turn(Stand(1, 1, 4), few) == sum(few)
+
+
+class Stand:
+    """A policy on a mesh that there is no room for here."""
+
+    def __init__(self, slices, pools, agents):
+        self.layout, self.slices = self, slices
+        self.pools, self.agents = pools, agents
+
+
+def test_filters_make_both_branches_possible(setting):
+    config, (policy,) = setting(
+        {"agents.coder.top_k": 5, "objective.old_logprobs": "recompute"}
+    )
+    load = workload.assumed(config)
+    assert workload.decode(config, policy, load).expected.branch is None
+
+
+def test_prompts_are_prefilled_by_full_calls(setting):
+    config, (policy,) = setting({"sampler.prefill_rows": 3, "packing.rows": 8})
+    # Rounded up to the 8 devices that rows are spread over.
+    assert workload.prefill(config, policy).calls == 1 + 1 + 1
+
+
+def test_microbatches_hold_as_many_actions_as_fit(setting):
+    config, (policy,) = setting({"packing.rows": 8, "packing.row_tokens": 1280})
+    load = workload.Load(400, (16, 16, 16))
+    # 415 tokens each, 3 in a row: 4 actions of an agent take 2 rows of 8, in each of
+    # two steps; in the second only the coder has any.
+    assert workload.microbatches(config, policy, load) == 1
+    lora, (shared,) = setting({"mode": "lora", "packing.row_tokens": 1280})
+    # One lane: 3 x 2 rows by 2 in the first step, 1 x 2 in the second.
+    assert workload.microbatches(lora, shared, load) == (3 + 1) / 2
+    with pytest.raises(ConfigError, match=r"packing.row_tokens=640"):
+        tight = workload.Load(700, (16, 16, 16))
+        workload.microbatches(setting()[0], policy, tight)
+
+
+def test_every_program_has_a_use(setting):
+    config, team = setting()
+    load = workload.assumed(config, 300)
+    names = ["prefill/384", "prefill/512", "decode", "reference", "update", "credit"]
+    uses = workload.uses(config, team, load, names)
+    assert uses["prefill/384"].calls and not uses["prefill/512"].calls
+    assert uses["update"].calls == uses["reference"].calls == 2
+    assert uses["credit"].calls == 1
+    with pytest.raises(KeyError, match="dance"):
+        workload.uses(config, team, load, ["dance"])
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("prefill/512", ("prefill", 512, 0)),
+        ("prefill/512/1", ("prefill", 512, 1)),
+        ("decode", ("decode", 0, 0)),
+        ("reference/2", ("reference", 0, 2)),
+    ],
+)
+def test_names_of_programs(name, parts):
+    assert workload.parts(name) == parts
