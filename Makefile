@@ -2,16 +2,18 @@
 # make test         the everyday test suite, lint and format included
 # make test-slow    what takes longer
 # make check        lint and format only
+# make plan-env     .venv-plan: the same and libtpu, for launch/plan.py
 
 PYTHON ?= python3
 VENV ?= .venv
+PLAN_VENV ?= .venv-plan
 BIN := $(VENV)/bin
 CACHE ?= $(HOME)/.cache/mappa_jax
 WORKDIR ?= runs/quickstart
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test test-slow check clean
+.PHONY: quickstart test test-slow check plan-env clean
 
 # Remade when the requirements change.
 $(VENV)/.installed: requirements.txt setup.py
@@ -20,6 +22,16 @@ $(VENV)/.installed: requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# libtpu stays out of the other environment: where it is installed, JAX looks for a TPU.
+plan-env: $(PLAN_VENV)/.installed
+
+$(PLAN_VENV)/.installed: requirements.txt setup.py
+	$(PYTHON) -m venv $(PLAN_VENV)
+	$(PLAN_VENV)/bin/python -m pip install -q --disable-pip-version-check \
+	  -r requirements.txt
+	$(PLAN_VENV)/bin/python -m pip install -q --disable-pip-version-check -e '.[plan]'
 	@touch $@
 
 quickstart: $(VENV)/.installed
@@ -38,4 +50,4 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PLAN_VENV) .cache .pytest_cache .ruff_cache

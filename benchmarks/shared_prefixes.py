@@ -44,8 +44,8 @@ def measure(workdir: Path, step: int, pairs: int) -> dict[str, Any]:
     parts.enable_compilation_cache(cache / "xla")
     models = parts.load_models(config, cache)
     trainable, frozen = models.init_weights(config)
-    state = init_state(trainable, config, models.mesh)
-    learner = Learner(models.policy, config, models.mesh)
+    state = init_state(trainable, models.team, config, models.mesh)
+    learner = Learner(models.team, config, models.mesh)
     learner.warm_up(state, frozen)
     trajectories = records.read_trajectories(records.training_path(workdir, step))
 
@@ -70,7 +70,14 @@ def measure(workdir: Path, step: int, pairs: int) -> dict[str, Any]:
             state, _ = learner.update(state, frozen, filled)
             seconds[share].append(time.perf_counter() - start)
     tokens = {
-        share: int(sum((part.batch.ends > 0).sum() for part in rows.minibatches))
+        share: int(
+            sum(
+                (part.batch.ends > 0).sum()
+                for step in rows.minibatches
+                for part in step
+                if part is not None
+            )
+        )
         for share, rows in packed.items()
     }
     ratios = [b / a for a, b in zip(seconds[True], seconds[False], strict=True)]

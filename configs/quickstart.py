@@ -41,7 +41,7 @@ def get_config(arg=None):
     config.packing.row_action_tokens = 192
     config.packing.rows = 1
 
-    config.remat = False  # a row fits in memory, and the update is a quarter faster
+    config.remat = "none"  # a row fits in memory, and the update is a quarter faster
     config.objective.mask_truncated = False  # so short a limit is often met
     config.optimizer.actions_per_update = 8
     config.optimizer.warmup_fraction = 0.0

@@ -36,7 +36,7 @@ def get_config(arg=None):
     config.objective.mask_truncated = False
     config.optimizer.actions_per_update = 8
     config.optimizer.warmup_fraction = 0.0
-    config.remat = False
+    config.remat = "none"
     config.eval.samples = 2
     config.eval.bootstrap = 200
     return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from mappa_jax.checkpoints import Checkpoints
 from mappa_jax.config import Config, ConfigError, JudgeConfig
 from mappa_jax.data import load_data
 from mappa_jax.grading import AnyGrader
+from mappa_jax.hosts import Hosts, OneHost
 from mappa_jax.judges import Judge, JudgeError, Ledger, make_judge
 from mappa_jax.judges.prompts import hash_templates, load_templates
 from mappa_jax.learning.update import Learner, TeamState, init_state
 from mappa_jax.metrics import MetricWriter
+from mappa_jax.remote import Workdir
 from mappa_jax.rollout import Stage
 from mappa_jax.tabular.submission import SubmissionGrader
 from mappa_jax.tools import make_sandbox
@@ -27,11 +30,17 @@ from mappa_jax.workflows import WORKFLOWS
 from mappa_jax.workflows.base import Workflow, brief, seated
 
 log = logging.getLogger(__name__)
+ONE_HOST = OneHost()
 
 
 @contextlib.asynccontextmanager
 async def stages(
-    config: Config, models: parts.Models, cache: Path, *, workdir: Path | None
+    config: Config,
+    models: parts.Models,
+    cache: Path,
+    *,
+    workdir: Path | None,
+    hosts: Hosts,
 ) -> AsyncIterator[tuple[Stage, Stage]]:
     """The stage of training and that of evaluation, which share an engine.
 
@@ -40,6 +49,7 @@ async def stages(
       models: of the team.
       cache: where the weights of a local judge are kept.
       workdir: the judge's ledger lies there; None: nothing is judged.
+      hosts: those of the run.
 
     Raises:
       ConfigError, SandboxError, JudgeError: something cannot be had; named.
@@ -49,21 +59,21 @@ async def stages(
         sandbox = make_sandbox(config.sandbox)
         stack.push_async_callback(sandbox.aclose)
         await sandbox.check()
-        judge = None
+        judge = ledger = None
         if workdir is not None:
             check_prompts(config.judge, workflow, workdir)
-            opened = open_judge(config.judge, workflow, workdir, cache)
-            judge = await stack.enter_async_context(opened)
+            opened = open_judge(config.judge, workflow, workdir, cache, hosts)
+            judge, ledger = await stack.enter_async_context(opened)
         texts = Grader(workers=1, seconds=config.data.grade_seconds)
         grader = AnyGrader(texts, SubmissionGrader())
         stack.push_async_callback(grader.aclose)
-        engine = parts.make_engine(config, models)
+        engine = parts.make_engine(config, models, hosts)
         free = config.judge.provider in FREE  # and says the same each time
 
         def stage(judge: Any, temperature: float | None) -> Stage:
             return Stage(
                 workflow=workflow,
-                brief=brief(config, models.tokenizer.cut_middle),
+                brief=brief(config, models.tokenizers[0].cut_middle),
                 seats=parts.make_seats(config, models, temperature),
                 engine=engine,
                 tools=sandbox,
@@ -71,6 +81,8 @@ async def stages(
                 grader=grader,
                 show_reference=config.judge.show_reference,
                 duplicates=0.0 if free else config.judge.duplicates,
+                ledger=None if judge is None else ledger,
+                hosts=hosts,
             )
 
         yield stage(judge, None), stage(None, config.eval.temperature)
@@ -96,7 +108,9 @@ def check_prompts(config: JudgeConfig, workflow: Workflow, workdir: Path) -> Non
     path, mine = workdir / "judge_prompts.sha256", hash_templates(templates)
     if not path.exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(mine + "\n")
+        part = path.with_suffix(f".{uuid.uuid4().hex}.part")  # other hosts may write it
+        part.write_text(mine + "\n")
+        part.replace(path)
     elif path.read_text().strip() != mine:
         raise JudgeError(
             f"judge.prompts={config.prompts!r}: the templates are not those with which "
@@ -107,16 +121,22 @@ def check_prompts(config: JudgeConfig, workflow: Workflow, workdir: Path) -> Non
 
 @contextlib.asynccontextmanager
 async def open_judge(
-    config: JudgeConfig, workflow: Workflow, workdir: Path, cache: Path
-) -> AsyncIterator[Judge]:
-    """The judge, checked, with its ledger in `workdir`."""
+    config: JudgeConfig,
+    workflow: Workflow,
+    workdir: Path,
+    cache: Path,
+    hosts: Hosts = ONE_HOST,
+) -> AsyncIterator[tuple[Judge, Ledger]]:
+    """The judge, checked, and its ledger in `workdir`."""
     if config.replay:
         ledger = Ledger(Path(config.replay).expanduser(), read_only=True)
     else:
         # The rubric costs nothing and can be asked again: it leaves no file.
         paid = config.provider != "rubric"
-        ledger = Ledger(workdir / "judge_ledger.jsonl" if paid else None)
+        path = workdir / "judge_ledger.jsonl" if paid else None
+        ledger = Ledger(path, host=hosts.index)
     with contextlib.closing(ledger):
+        await hosts.gather(None)  # all have read the files before one is written to
         judge = make_judge(
             config,
             roles=[role.name for role in workflow.roles],
@@ -124,16 +144,18 @@ async def open_judge(
             ledger=ledger,
             workflow=workflow.name,
             make_scorer=lambda model: parts.make_scorer(model, cache, config),
+            host=hosts.index,
+            hosts=hosts.count,
         )
         try:
             await judge.check()
-            yield judge
+            yield judge, ledger
         finally:
             await judge.aclose()
 
 
 def restore(
-    config: Config, models: parts.Models, workdir: Path, weights: tuple[Any, Any]
+    config: Config, models: parts.Models, workdir: Workdir, weights: tuple[Any, Any]
 ) -> tuple[tuple[Any, Any], int]:
     """The weights of the latest checkpoint, and its step.
 
@@ -141,11 +163,11 @@ def restore(
       ConfigError: the workdir has no checkpoint.
     """
     trainable, frozen = weights
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    checkpoints = Checkpoints(workdir.checkpoints, config.checkpoint)
     try:
         if (step := checkpoints.latest()) is None:
-            raise ConfigError(f"{workdir}: no checkpoint yet; train first")
-        like = init_state(trainable, config, models.mesh)
+            raise ConfigError(f"{workdir.checkpoints}: no checkpoint yet; train first")
+        like = init_state(trainable, models.team, config, models.mesh)
         state, _ = checkpoints.restore(step, like)
     finally:
         checkpoints.close()
@@ -154,9 +176,16 @@ def restore(
 
 @contextlib.asynccontextmanager
 async def assemble(
-    config: Config, workdir: Path, cache: Path, progress: Progress
+    config: Config,
+    where: Workdir | Path,
+    cache: Path,
+    progress: Progress,
+    hosts: Hosts = ONE_HOST,
 ) -> AsyncIterator[tuple[Run, TeamState, int]]:
     """Yields the run, its state and the number of iterations already done."""
+    if isinstance(where, Path):
+        where = Workdir(str(where), cache)
+    workdir = where.local
     parts.enable_compilation_cache(cache / "xla")
     progress.start(0, "data", 1)
     data = load_data(config.data)
@@ -165,11 +194,12 @@ async def assemble(
     check_best(config, data)
     progress.start(0, "weights", 1)
     models = parts.load_models(config, cache)
-    learner = Learner(models.policy, config, models.mesh)
-    async with stages(config, models, cache, workdir=workdir) as (stage, eval_stage):
+    learner = Learner(models.team, config, models.mesh)
+    opened = stages(config, models, cache, workdir=workdir, hosts=hosts)
+    async with opened as (stage, eval_stage):
         trainable, frozen = models.init_weights(config)
-        state = init_state(trainable, config, models.mesh)
-        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+        state = init_state(trainable, models.team, config, models.mesh)
+        checkpoints = Checkpoints(where.checkpoints, config.checkpoint)
         start = 0
         if (latest := checkpoints.latest()) is not None:
             state, extra = checkpoints.restore(latest, state)
@@ -180,7 +210,7 @@ async def assemble(
             stage.engine.warm_up(state.trainable, frozen)
         if learns:
             learner.warm_up(state, frozen)
-        writer = MetricWriter(workdir, resume_step=start + 1)
+        writer = MetricWriter(workdir, start + 1) if hosts.index == 0 else None
         try:
             yield (
                 Run(
@@ -194,10 +224,13 @@ async def assemble(
                     checkpoints=checkpoints,
                     writer=writer,
                     progress=progress,
+                    hosts=hosts,
+                    publish=where.push,
                 ),
                 state,
                 start,
             )
         finally:
-            writer.close()
+            if writer is not None:
+                writer.close()
             checkpoints.close()

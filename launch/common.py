@@ -12,9 +12,10 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 CACHE = "~/.cache/mappa_jax"
 # What may differ when a run goes on: how far, and how its judge is called, but nothing
@@ -23,6 +24,8 @@ CHANGEABLE = (
     "steps",
     *("judge.budget", "judge.concurrency", "judge.rpm", "judge.tpm", "judge.hedge"),
     *("judge.deadline_s", "judge.outage_s", "judge.max_missing", "judge.prices"),
+    # How the arrays lie, which no number depends on but by rounding.
+    *("mesh", "packing.rows", "sampler.slots", "sampler.prefill_rows", "remat"),
 )
 INTERRUPTED = 130
 REFUSED = 2
@@ -74,15 +77,51 @@ def run_app(main: Callable[[list[str]], int | None]) -> None:
         print("interrupted; nothing was under way that needed saving", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as e:
-        error = _innermost(e)
-        if isinstance(error, OSError) and error.errno in FULL:
-            said = _full_disk(error)
-        elif isinstance(error, _expected()):
-            said = str(error)
-        else:
+        if several_hosts():
+            leave(e)
+        said = _explained(e)
+        if said is None:
             raise
         print(f"error: {said}", file=sys.stderr)
         sys.exit(REFUSED)
+
+
+def _explained(error: BaseException) -> str | None:
+    """An error of ours, or of another host's loss, as one line."""
+    error = _innermost(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return _full_disk(error)
+    if isinstance(error, _expected()):
+        return str(error)
+    if several_hosts():
+        import jax
+
+        from mappa_jax.parallel.hosts import lost
+
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return str(lost(error))
+    return None
+
+
+def several_hosts() -> bool:
+    """Whether this process has joined others."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def leave(error: BaseException) -> NoReturn:
+    """Ends one of several processes at once, so that the others notice.
+
+    An ordinary exit would wait for them, who may be waiting for this one.
+    """
+    said = _explained(error)
+    if said is None:
+        traceback.print_exception(error)
+    else:
+        print(f"error: {said}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(REFUSED if said is not None else 1)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -144,6 +183,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from mappa_jax.checkpoints import CheckpointError
     from mappa_jax.config import ConfigError
     from mappa_jax.data import DataError
+    from mappa_jax.hosts import HostLost
     from mappa_jax.judges import JudgeError
     from mappa_jax.metrics import MetricsError
     from mappa_jax.models.config import ModelError
@@ -155,6 +195,7 @@ def _expected() -> tuple[type[Exception], ...]:
         ConfigError,
         DataError,
         GradingError,
+        HostLost,
         JudgeError,
         MetricsError,
         ModelError,
@@ -166,10 +207,13 @@ def _expected() -> tuple[type[Exception], ...]:
 def run_until_interrupted(
     work: Coroutine[Any, Any, Any],
     stopped: str = "saved; the same command goes on from there",
+    hosts: Any = None,
 ) -> Any:
     """Runs `work`; the first SIGINT or SIGTERM cancels it, so that it can save.
 
-    Exits with 130 (143 for SIGTERM) once it has, saying `stopped`.
+    Exits with 130 (143 for SIGTERM) once it has, saying `stopped`. On several `hosts`
+    nothing is cancelled: the hosts are told, and stop together at the next point where
+    they meet; so a host exits with 143 also where another was told.
     """
     received: list[int] = []
 
@@ -180,7 +224,10 @@ def run_until_interrupted(
         def stop(number: int) -> None:
             received.append(number)
             print("\nstopping ...", file=sys.stderr, flush=True)
-            task.cancel()
+            if hosts is None or hosts.count == 1:
+                task.cancel()
+            else:
+                hosts.stopping = True
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop, number)
@@ -193,10 +240,75 @@ def run_until_interrupted(
             raise
         print(stopped, file=sys.stderr)
         sys.exit(128 + received[0])
+    except Exception as e:
+        from mappa_jax.hosts import Stopped
+
+        if not isinstance(_innermost(e), Stopped):
+            raise
+        print(f"{_innermost(e)}; {stopped}", file=sys.stderr)
+        sys.exit(128 + (received or [signal.SIGTERM])[0])
 
 
-def claim_workdir(workdir: Path, config: Any) -> None:
+def open_workdir(where: str, cache: Path | str = CACHE) -> Any:
+    """The run's folder (`mappa_jax.remote.Workdir`), its files brought here if remote.
+
+    Raises:
+      ConfigError: the storage cannot be read.
+    """
+    from mappa_jax.config import ConfigError
+    from mappa_jax.remote import Workdir
+
+    try:
+        workdir = Workdir(where, Path(cache))
+        workdir.pull()
+    except (ImportError, OSError, ValueError) as e:
+        raise ConfigError(
+            f"--workdir={where}: cannot be read ({e}); gs:// needs the package gcsfs "
+            "(pip install -e '.[gcs]') and credentials"
+        ) from e
+    return workdir
+
+
+async def agree(hosts: Any, what: str, value: Any, seen: Path | None = None) -> None:
+    """Refuses to go on where hosts differ.
+
+    Args:
+      hosts: of the run.
+      what: a name for `value`.
+      value: what must be the same on all.
+      seen: a file that host 0 has written.
+
+    Raises:
+      ConfigError: they differ, or one does not see the file.
+    """
+    from mappa_jax.config import ConfigError
+
+    await hosts.gather(None)  # host 0 has written before it comes here
+    told = await hosts.gather((value, seen is None or seen.exists()))
+    for host, (other, sees) in enumerate(told):
+        if not sees and not is_remote_mirror(seen):
+            raise ConfigError(
+                f"--workdir: host {host} does not see {seen}, which host 0 has "
+                "written; all hosts must share the folder (or use gs://...)"
+            )
+        if other != told[0][0]:
+            raise ConfigError(
+                f"hosts 0 and {host} differ in their {what}: start the same command, "
+                "on the same workdir, on all of them"
+            )
+
+
+def is_remote_mirror(path: Path | None) -> bool:
+    """Whether a file lies in the local mirror of a remote workdir, each host's own."""
+    from mappa_jax.remote import MIRRORS
+
+    return path is not None and MIRRORS in path.parts
+
+
+def claim_workdir(workdir: Path, config: Any, write: bool = True) -> None:
     """Writes config.json, or checks that the run which has begun there is the same.
+
+    Of several hosts one may `write`.
 
     Raises:
       ConfigError: the workdir holds another config's run; the keys are named.
@@ -219,6 +331,8 @@ def claim_workdir(workdir: Path, config: Any) -> None:
                 + ", ".join(CHANGEABLE)
                 + " may be changed)"
             )
+    if not write:
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as e:

@@ -56,11 +56,14 @@ class _JudgeColumn(ProgressColumn):
 
 
 class ConsoleProgress:
-    """A bar per phase and a line per iteration (`train.Progress`)."""
+    """A bar per phase and a line per iteration (`train.Progress`).
 
-    def __init__(self, steps: int):
+    `quiet`: of several hosts, those that only take part.
+    """
+
+    def __init__(self, steps: int, quiet: bool = False):
         self._steps = steps
-        self.console = Console()
+        self.console = Console(quiet=quiet)
         self._judge = _JudgeColumn()
         self._bar = Progress(
             TextColumn("{task.description}"),

@@ -22,6 +22,7 @@ import common
 common.prepare_environment()
 
 from absl import flags  # noqa: E402
+from joining import join_hosts  # noqa: E402
 
 from console import ConsoleProgress, print_evaluations  # noqa: E402
 
@@ -43,18 +44,27 @@ def main(argv: list[str]) -> None:
 
     if unknown := set(_WHO.value) - set(WHO):
         raise ConfigError(f"--who: {sorted(unknown)} are not among {list(WHO)}")
-    workdir, cache = Path(_WORKDIR.value), Path(_CACHE.value).expanduser()
-    config = common.read_config(workdir)
-    with ConsoleProgress(config.steps) as progress:
+    cache = Path(_CACHE.value).expanduser()
+    workdir = common.open_workdir(_WORKDIR.value, cache)
+    config = common.read_config(workdir.local)
+    hosts = join_hosts()
+    with ConsoleProgress(config.steps, quiet=hosts.index > 0) as progress:
         rows = common.run_until_interrupted(
-            _evaluate_all(config, workdir, cache, progress, _WHO.value),
+            _evaluate_all(config, workdir, cache, progress, _WHO.value, hosts),
             stopped="the evaluation under way is lost; those before it are written",
+            hosts=hosts,
         )
+    workdir.push()
     print_evaluations(progress.console, rows)
 
 
 async def _evaluate_all(
-    config: Any, workdir: Path, cache: Path, progress: ConsoleProgress, who: list[str]
+    config: Any,
+    workdir: Any,
+    cache: Path,
+    progress: ConsoleProgress,
+    who: list[str],
+    hosts: Any,
 ) -> dict[str, dict[str, Any]]:
     from mappa_jax import assemble as parts
     from mappa_jax.config import ConfigError
@@ -77,18 +87,21 @@ async def _evaluate_all(
     for name in who:
         chosen = single_agent(config) if name == "single" else config
         given = blinded if name == "blind" else tasks
-        rows[name] = await _evaluate_one(name, chosen, workdir, cache, progress, given)
+        rows[name] = await _evaluate_one(
+            *(name, chosen, workdir, cache, progress, given, hosts)
+        )
     return rows
 
 
-async def _evaluate_one(name, config, workdir, cache, progress, tasks):
+async def _evaluate_one(name, config, workdir, cache, progress, tasks, hosts):
     from assembly import restore, stages
     from mappa_jax import assemble as parts
     from mappa_jax.evaluate import evaluate
 
     config = parts.seat_agents(config)
     models = parts.load_models(config, cache)
-    async with stages(config, models, cache, workdir=None) as (_, stage):
+    opened = stages(config, models, cache, workdir=None, hosts=hosts)
+    async with opened as (_, stage):
         weights = models.init_weights(config)
         step = 0
         if name in ("trained", "blind"):
@@ -104,7 +117,7 @@ async def _evaluate_one(name, config, workdir, cache, progress, tasks):
             config.eval,
             seed=config.seed,
             step=step,
-            workdir=workdir,
+            workdir=workdir.local if hosts.index == 0 else None,
             on_done=progress.advance,
             label=name,
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import common
@@ -28,7 +27,8 @@ def main(argv: list[str]) -> None:
     from mappa_jax.drift import read_drift
     from mappa_jax.judges import health
 
-    workdir = Path(_WORKDIR.value)
+    where = common.open_workdir(_WORKDIR.value)
+    workdir = where.local
     trajectories = common.read_training(workdir, _STEPS.value)
     report = health.health(health.scored_actions(trajectories))
     missing = health.missing_by(trajectories)
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
         "warnings": warnings,
     }
     out.write_text(json.dumps(_plain(whole), indent=1) + "\n")
+    where.push()
 
     console = Console()
     console.print(_overview(report))

@@ -43,7 +43,8 @@ flags.mark_flags_as_required(["workdir"])
 
 def main(argv: list[str]) -> None:
     common.begin(argv)
-    workdir = Path(_WORKDIR.value)
+    where = common.open_workdir(_WORKDIR.value)
+    workdir = where.local
     config = common.read_config(workdir)
     config = dataclasses.replace(config, judge=_settings(config))
     trajectories = common.read_training(workdir, _STEPS.value)
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> None:
         stopped="verdicts so far are on record; the same command goes on from there",
     )
     _print(trajectories, found, workdir)
+    where.push()
 
 
 def _settings(config: Any) -> Any:
@@ -100,7 +102,7 @@ async def _rejudge(config: Any, workdir: Path, trajectories: list[Any]) -> list[
         return dataclasses.replace(trajectory, verdicts=tuple(verdicts))
 
     cache = Path(_CACHE.value).expanduser()
-    async with open_judge(config.judge, workflow, folder, cache) as judge:
+    async with open_judge(config.judge, workflow, folder, cache) as (judge, _):
         return list(await asyncio.gather(*(one(judge, t) for t in trajectories)))
 
 

@@ -74,7 +74,8 @@ def draw(
 
 def main(argv: list[str]) -> None:
     common.begin(argv)
-    workdir, out = Path(_WORKDIR.value), Path(_OUT.value)
+    out = Path(_OUT.value)
+    workdir = common.open_workdir(_WORKDIR.value).local
     evaluations = workdir / "evaluations.jsonl"
     draw(
         read_lines(workdir / "metrics.jsonl"),

@@ -5,6 +5,9 @@
 Any key may be overridden: --config.steps=8 --config.agents.solver.temperature=0.8.
 Called again with the same workdir it goes on where it stopped. Ctrl-C saves and
 exits with 130; the same command then goes on.
+
+On several hosts the same command runs on each, with --distributed on Cloud TPU, GKE and
+SLURM (docs/scaling.md); they must see the same workdir.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ import common
 common.prepare_environment()
 
 from absl import flags  # noqa: E402
+from joining import join_hosts  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from console import ConsoleProgress, print_summary  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The folder of the run; may be gs://bucket/folder."
+)
 _CACHE = flags.DEFINE_string(
     "cache_dir", common.CACHE, "Weights, prepared data and compiled programs."
 )
@@ -34,29 +40,50 @@ def main(argv: list[str]) -> None:
     from mappa_jax.assemble import seat_agents
 
     config = seat_agents(common.resolve_flag(_CONFIG.value))
-    workdir, cache = Path(_WORKDIR.value), Path(_CACHE.value).expanduser()
-    common.claim_workdir(workdir, config)
-    with ConsoleProgress(config.steps) as progress:
+    cache = Path(_CACHE.value).expanduser()
+    hosts = join_hosts()
+    where = common.open_workdir(_WORKDIR.value, cache)
+    workdir = where.local
+    with ConsoleProgress(config.steps, quiet=hosts.index > 0) as progress:
         complete = common.run_until_interrupted(
-            _train(config, workdir, cache, progress)
+            _train(config, where, cache, progress, hosts), hosts=hosts
         )
+    if hosts.index:
+        return
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     if complete:
         progress.console.print(f"this run is complete ({config.steps} iterations)")
     print_summary(progress.console, json.loads(lines[-1]), workdir)
 
 
-async def _train(config, workdir: Path, cache: Path, progress: ConsoleProgress) -> bool:
+async def _train(config, where, cache: Path, progress: ConsoleProgress, hosts) -> bool:
     """Assembles the run and trains; returns whether there was nothing left to do."""
     from assembly import assemble
 
-    async with assemble(config, workdir, cache, progress) as (run, state, start):
-        from mappa_jax.train import owes_evaluation, train
+    workdir = where.local
+    if hosts.index == 0:
+        common.claim_workdir(workdir, config)
+    await common.agree(hosts, "config", config, workdir / "config.json")
+    if hosts.index:
+        common.claim_workdir(workdir, config, write=False)
+    try:
+        opened = assemble(config, where, cache, progress, hosts)
+        async with opened as (run, state, start):
+            from mappa_jax.train import owes_evaluation, together, train
 
-        if start >= config.steps and not owes_evaluation(config, workdir, start):
-            return True
-        await train(run, state, start)
-        return False
+            owed = owes_evaluation(config, workdir, start)
+            await common.agree(hosts, "last step", (start, owed))
+            if start >= config.steps and not owed:
+                return True
+            try:
+                await train(run, state, start)
+            except Exception as e:
+                if together(hosts, e):
+                    raise
+                common.leave(e)  # to close what is open would take the other hosts
+            return False
+    finally:
+        where.push()  # what was on its way to the judge is on record now, too
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mappa_jax import per_agent
 from mappa_jax.config import Config, ConfigError, JudgeConfig
+from mappa_jax.hosts import Hosts
 from mappa_jax.judges.local import SCORES, PromptTooLong, Scorer
 from mappa_jax.models import hf, policy, registry
 from mappa_jax.models.config import ModelConfig, ModelError
@@ -26,88 +29,125 @@ from mappa_jax.workflows import WORKFLOWS
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Models:
-    """The team's models: weights by folder, one tokenizer, the mesh.
+    """The team's models: weights by folder, tokenizers, the mesh.
 
     Attributes:
       mesh: of all devices.
-      policy: the static half of the weights.
+      team: the static half of the weights, by group.
       folders: initial weights, one per agent in the config's order.
-      tokenizer: shared by the team.
+      tokenizers: likewise.
     """
 
     mesh: Mesh
-    policy: policy.Policy
+    team: tuple[policy.Policy, ...]
     folders: list[Path]
-    tokenizer: Tokenizer
+    tokenizers: list[Tokenizer]
 
-    def init_weights(self, config: Config) -> tuple[Any, Any]:
-        """(trainable, frozen), see `policy.init`."""
+    def init_weights(self, config: Config) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """(trainable, frozen), each by group; see `policy.init`."""
         dtype = jnp.dtype(config.param_dtype)
-        return policy.init(self.policy, self.folders, self.mesh, config.seed, dtype)
+        weights = [
+            policy.init(
+                group,
+                [self.folders[m] for m in group.members],
+                *(self.mesh, config.seed, dtype),
+            )
+            for group in self.team
+        ]
+        trainable, frozen = zip(*weights, strict=True)
+        return trainable, frozen
 
 
-def load_models(config: Config, cache: Path) -> Models:
+def load_models(config: Config, cache: Path, mesh: Mesh | None = None) -> Models:
     """Resolves and checks the agents' models; loads no weights.
+
+    `mesh` is by default the config's, over all devices.
 
     Raises:
       ModelError: weights or tokenizer cannot be had or used.
-      ConfigError: the agents cannot form one stack, or the config does not fit the
-        model; the key is named.
+      ConfigError: the config does not fit a model or the mesh; the key is named.
     """
-    names = list(config.agents)
-    wanted = [config.agents[n].model for n in names]
+    wanted = [agent.model for agent in config.agents.values()]
     by_model = {m: registry.resolve(m, cache) for m in dict.fromkeys(wanted)}
-    folders = [by_model[m] for m in wanted]
     shapes = {m: hf.read_config(folder) for m, folder in by_model.items()}
     tokenizers = {m: Tokenizer(folder) for m, folder in by_model.items()}
-    first = wanted[0]
-    for name, model in zip(names, wanted, strict=True):
-        key = f"config.agents.{name}.model={model!r}"
-        if tokenizers[model].fingerprint != tokenizers[first].fingerprint:
-            raise ConfigError(
-                f"{key}: its vocabulary differs from {names[0]}'s ({first!r}); agents "
-                "of one team must share a tokenizer"
-            )
-        if tokenizers[model].chat != tokenizers[first].chat:
-            raise ConfigError(
-                f"{key}: its chat template or its stop tokens differ from "
-                f"{names[0]}'s ({first!r}); agents of one team must share them"
-            )
-        if shapes[model] != shapes[first]:
-            raise ConfigError(
-                f"{key}: its architecture differs from {names[0]}'s ({first!r}); "
-                "agents of one team must share one"
-            )
-        if config.mode == "lora" and model != first:
-            raise ConfigError(f"{key}: mode='lora' needs one base; set it to {first!r}")
-    _check_fit(config, shapes[first], tokenizers[first])
-    _check_template(config, tokenizers[first])
-    team = policy.Policy(
-        cfg=shapes[first],
-        mode=config.mode,
-        agents=len(names),
-        lora=config.lora,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
-        stacked_reference=len(by_model) > 1,
+    for model, tokenizer in tokenizers.items():
+        _check_fit(config, model, shapes[model], tokenizer)
+        _check_template(config, model, tokenizer)
+    mesh = mesh or meshlib.make_mesh(config.mesh)
+    return Models(
+        mesh,
+        make_team(config, [shapes[m] for m in wanted], mesh),
+        [by_model[m] for m in wanted],
+        [tokenizers[m] for m in wanted],
     )
-    return Models(meshlib.make_mesh(config.mesh), team, folders, tokenizers[first])
 
 
-def _check_fit(config: Config, cfg: ModelConfig, tokenizer: Tokenizer) -> None:
+def make_team(
+    config: Config, shapes: Sequence[ModelConfig], mesh: Mesh
+) -> tuple[policy.Policy, ...]:
+    """The agents in groups, each of one stack of weights.
+
+    With mode="full" a group is of one architecture, and frozen agents stand apart from
+    those that are trained; with mode="lora" it is of one base.
+
+    Args:
+      config: of the run.
+      shapes: the agents' architectures.
+      mesh: where they will live.
+
+    Raises:
+      ConfigError: a group cannot lie on the mesh.
+    """
+    agents = list(config.agents.values())
+    groups: dict[Any, list[int]] = {}
+    for i, agent in enumerate(agents):
+        apart = {
+            "full": (shapes[i], agent.trainable),
+            "lora": (agent.model,),
+            "shared": (),
+        }
+        groups.setdefault(apart[config.mode], []).append(i)
+    betas, ranks = per_agent.kl_betas(config), per_agent.lora_ranks(config)
+
+    def one(members: list[int]) -> policy.Policy:
+        return policy.Policy(
+            cfg=shapes[members[0]],
+            mode=config.mode,
+            members=tuple(members),
+            lora=config.lora,
+            dtype=jnp.dtype(config.dtype),
+            remat=config.remat,
+            mesh=mesh,
+            ranks=tuple(ranks[m] for m in members),
+            trainable=any(agents[m].trainable for m in members),
+            reference=any(betas[m] for m in members),
+            stacked_reference=config.mode == "full"
+            and len({agents[m].model for m in members}) > 1,
+        )
+
+    team = tuple(map(one, groups.values()))
+    for group in team:
+        policy.check_mesh(group, list(config.agents))
+    return team
+
+
+def _check_fit(
+    config: Config, model: str, cfg: ModelConfig, tokenizer: Tokenizer
+) -> None:
     if tokenizer.vocab_size > cfg.vocab_size:
         raise ModelError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model only "
+            f"{model}: the tokenizer has {tokenizer.vocab_size} ids, the model only "
             f"{cfg.vocab_size}: weights and tokenizer do not belong together"
         )
     if config.sampler.context > cfg.max_context:
         raise ConfigError(
-            f"config.sampler.context={config.sampler.context} exceeds the model's "
-            f"{cfg.max_context}"
+            f"config.sampler.context={config.sampler.context} exceeds the "
+            f"{cfg.max_context} of {model!r}"
         )
 
 
-def _check_template(config: Config, tokenizer: Tokenizer) -> None:
+def _check_template(config: Config, model: str, tokenizer: Tokenizer) -> None:
     """Renders one chat of every shape that the workflow uses."""
     tool = "tool" if config.workflow.tool_role else "user"
     chat = [Message(r, "x") for r in ("system", "user", "assistant", tool)]
@@ -115,8 +155,8 @@ def _check_template(config: Config, tokenizer: Tokenizer) -> None:
         tokenizer.render(chat, thinking=False)
     except Exception as e:  # jinja templates raise what they like
         raise ConfigError(
-            f"config.workflow.tool_role={config.workflow.tool_role}: the model's chat "
-            f"template refuses a {tool!r} turn ({e}); try the other value"
+            f"config.workflow.tool_role={config.workflow.tool_role}: the chat template "
+            f"of {model!r} refuses a {tool!r} turn ({e}); try the other value"
         ) from e
 
 
@@ -143,13 +183,14 @@ def seat_agents(config: Config) -> Config:
     return dataclasses.replace(config, agents=ordered)
 
 
-def make_engine(config: Config, models: Models) -> Engine:
+def make_engine(config: Config, models: Models, hosts: Hosts) -> Engine:
     return Engine(
-        models.policy,
+        models.team,
         config.sampler,
         models.mesh,
         seed=config.seed,
-        stop_ids=len(models.tokenizer.stop_ids),
+        stop_ids=max(len(t.stop_ids) for t in models.tokenizers),
+        hosts=hosts,
     )
 
 
@@ -185,7 +226,7 @@ def make_seats(
 ) -> dict[str, Seat]:
     """The agents by name; `temperature` replaces the config's (evaluation)."""
     return {
-        name: Seat(name, i, agent, models.tokenizer, temperature)
+        name: Seat(name, i, agent, models.tokenizers[i], temperature)
         for i, (name, agent) in enumerate(config.agents.items())
     }
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from mappa_jax.config import CheckpointConfig
 from mappa_jax.learning.update import TeamState
+from mappa_jax.remote import is_remote
 
 
 class CheckpointError(RuntimeError):
@@ -23,8 +25,9 @@ class Checkpoints:
     crash or a full disk leaves earlier steps as they were.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig):
-        folder = Path(folder).resolve()
+    def __init__(self, folder: str | Path, config: CheckpointConfig):
+        folder = epath.Path(folder)  # may be gs://...
+        folder = folder if is_remote(str(folder)) else folder.resolve()
         best = config.best_metric
         policies = ocp.checkpoint_managers
         kept = [policies.LatestN(config.keep)]
@@ -70,7 +73,7 @@ class Checkpoints:
           CheckpointError: this or the previous save failed.
         """
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(dict(state.items())),
+            state=ocp.args.StandardSave(_as_tree(state)),
             extra=ocp.args.JsonSave(extra),
         )
         chosen = {self._best: metrics[self._best]} if self._best in metrics else None
@@ -96,7 +99,7 @@ class Checkpoints:
         Raises:
           CheckpointError: the step is damaged or of another shape.
         """
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(like.items()))
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
         try:
             found = self._manager.restore(
                 step,
@@ -110,7 +113,8 @@ class Checkpoints:
                 f"{self._folder}/{step}: cannot be restored ({e}); remove that folder "
                 "to go on from the step before"
             ) from e
-        return TeamState(**found["state"]), found["extra"]
+        leaves = jax.tree.leaves(found["state"])
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), found["extra"]
 
     def _advice(self, step: int | None, error: Exception) -> str:
         what = (
@@ -132,3 +136,15 @@ class Checkpoints:
             self._manager.close()
         except (OSError, ValueError) as e:
             raise CheckpointError(self._advice(None, e)) from e
+
+
+def _as_tree(state: TeamState) -> dict[str, Any]:
+    """Plain dicts of the same leaves in the same order, by group and field."""
+    groups = {
+        f"group_{i:02d}": dict(sorted(group.items()))
+        for i, group in enumerate(state.groups)
+        if group is not None
+    }
+    tree = {"beta": state.beta, "groups": groups}
+    assert len(jax.tree.leaves(tree)) == len(jax.tree.leaves(state))
+    return tree

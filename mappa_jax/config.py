@@ -39,13 +39,23 @@ class AgentConfig:
     top_p: float = 1.0  # 1: off
     min_new_tokens: int = 0
     stop: tuple[str, ...] = ()  # strings that end an action
-    learning_rate: float = 1e-6  # peak
     thinking: bool = False  # ask the chat template for a thinking section
+    trainable: bool = True  # False: it acts with its initial weights throughout
+    learning_rate: float = 1e-6  # peak
+    # This agent's own; -1: as in `optimizer`, in `kl` and in `lora`.
+    warmup_fraction: float = -1.0
+    final_fraction: float = -1.0
+    kl_beta: float = -1.0
+    lora_rank: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """The shape lattice of the sampler. Every shape here is compiled once."""
+    """The shape lattice of the sampler. Every shape here is compiled once.
+
+    Counts of rows are of one slice of `mesh.agent`; `prefill_rows` is rounded up to a
+    multiple of the devices that rows are spread over.
+    """
 
     slots: int = 16  # rows decoded together
     prefill_rows: int = 4  # prompts prefilled together
@@ -53,6 +63,8 @@ class SamplerConfig:
     context: int = 1280  # tokens of KV cache per slot (prompt + new)
     cache_block: int = 128  # the cache is read in blocks of so many tokens
     chunk: int = 16  # tokens decoded per dispatch
+    # Of the KV cache; "compute" is config.dtype.
+    kv_dtype: Literal["compute", "bfloat16", "float8_e4m3fn"] = "compute"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,8 +261,12 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, per agent."""
+    """The optimiser, which keeps every agent's state apart."""
 
+    # "adafactor" keeps second moments by rows and columns (arXiv 1804.04235) and no
+    # first ones: beta1 and weight_decay are then not used.
+    name: Literal["adamw", "adafactor"] = "adamw"
+    moments: Literal["float32", "bfloat16"] = "float32"  # as kept between updates
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -286,7 +302,11 @@ class LoRAConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the device mesh's axes; -1 takes what is left."""
+    """Sizes of the device mesh's axes; -1 takes what is left.
+
+    `agent` puts agents on different devices; with mode="shared", which has one set of
+    weights, it spreads rows as `data` does.
+    """
 
     agent: int = 1
     data: int = -1
@@ -327,10 +347,15 @@ class Config:
     # 1: the next batch is sampled while the last one's verdicts are awaited, with the
     # weights before its update (a resumed run then samples with those after it).
     staleness: int = 0
-    mode: Literal["full", "lora"] = "full"
+    # Every agent its own weights; adapters of its own over a base that all share; or
+    # one set of weights that plays every role.
+    mode: Literal["full", "lora", "shared"] = "full"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = True  # recompute activations layer by layer in the backward pass
+    # What the backward pass keeps of a layer: everything; its input alone; its input
+    # and the results of its matrix products with weights; its input, in the host's
+    # memory.
+    remat: Literal["none", "full", "projections", "offload"] = "full"
     sampler: SamplerConfig = SamplerConfig()
     data: DataConfig = DataConfig()
     judge: JudgeConfig = JudgeConfig()
@@ -519,7 +544,8 @@ def _check(config: Config) -> None:
         refuse("reward.turn_discount", "must be in 0..1")
     if config.kl.target < 0 or config.kl.beta < 0:
         refuse("kl", "beta and target must not be negative")
-    if config.kl.target and not config.kl.beta:
+    betas = [agent.kl_beta for agent in config.agents.values()]
+    if config.kl.target and not config.kl.beta and max(betas) <= 0:
         refuse("kl.target", "needs a kl.beta above 0 to start from")
     positive("packing.rows", config.packing.rows)
     if config.staleness not in (0, 1):
@@ -542,9 +568,8 @@ def _check(config: Config) -> None:
         refuse("sampler.context", "must be a multiple of sampler.cache_block")
     if context < config.sampler.prompt_buckets[-1]:
         refuse("sampler.context", "must be at least the last of sampler.prompt_buckets")
+    _check_weights(config, refuse)
     if config.mode == "lora":
-        if config.mesh.agent != 1:
-            refuse("mesh.agent", 'must be 1 with mode="lora": agents share one base')
         positive("lora.rank", config.lora.rank)
         if not config.lora.targets:
             refuse("lora.targets", "name at least one projection")
@@ -553,6 +578,40 @@ def _check(config: Config) -> None:
     positive("eval.samples", config.eval.samples)
     if not 0 <= config.eval.pass_k <= config.eval.samples:
         refuse("eval.pass_k", f"must be in 0..eval.samples={config.eval.samples}")
+
+
+# Of AgentConfig: what a set of weights can have but once.
+OF_WEIGHTS = (
+    *("model", "trainable", "learning_rate", "warmup_fraction", "final_fraction"),
+    "lora_rank",
+)
+
+
+def _check_weights(config: Config, refuse: Callable[[str, str], Any]) -> None:
+    """Whose weights are trained, and how."""
+    for name, agent in config.agents.items():
+        for key in ("warmup_fraction", "final_fraction"):
+            value = getattr(agent, key)
+            if value != -1 and not 0 <= value <= 1:
+                refuse(f"agents.{name}.{key}", f"must be in 0..1, or -1, got {value}")
+        if agent.kl_beta != -1 and not 0 <= agent.kl_beta < INFINITY:
+            refuse(f"agents.{name}.kl_beta", "must not be negative, or -1")
+        if agent.lora_rank != -1 and agent.lora_rank < 1:
+            refuse(f"agents.{name}.lora_rank", "must be positive, or -1")
+        if agent.lora_rank != -1 and config.mode != "lora":
+            refuse(f"agents.{name}.lora_rank", 'is for mode="lora"')
+    if config.mode != "shared":
+        return
+    first, *others = config.agents
+    for key in OF_WEIGHTS:
+        mine = getattr(config.agents[first], key)
+        for name in others:
+            if getattr(config.agents[name], key) != mine:
+                refuse(
+                    f"agents.{name}.{key}",
+                    f'with mode="shared" all agents are one policy: make it {mine!r}, '
+                    f"as {first!r} has it",
+                )
 
 
 def _check_judge(judge: JudgeConfig, refuse: Callable[[str, str], Any]) -> None:

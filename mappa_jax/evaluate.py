@@ -23,7 +23,7 @@ async def evaluate(
     *,
     seed: int,
     step: int,
-    workdir: Path,
+    workdir: Path | None,
     on_done: Callable[[], None],
     label: str = "",
 ) -> dict[str, Any]:
@@ -36,7 +36,7 @@ async def evaluate(
       config: samples and bootstrap.
       seed: of the bootstrap.
       step: iterations done, part of the random addresses and of the records' name.
-      workdir: trajectories go there, and a line of evaluations.jsonl.
+      workdir: trajectories go there, and a line of evaluations.jsonl; None: nowhere.
       on_done: called after each trajectory.
       label: what is evaluated, where it is not the team in training.
 
@@ -48,8 +48,8 @@ async def evaluate(
       `statistics.quality_by_kind`.
     """
     out: dict[str, Any] = {}
-    async with stage.engine.running(*weights):
-        for source, problems in tasks.items():
+    for source, problems in tasks.items():
+        async with stage.engine.running(*weights):
             rolling = await rollout(
                 stage,
                 problems,
@@ -58,19 +58,22 @@ async def evaluate(
                 evaluation=True,
                 on_done=on_done,
             )
-            rolled = await rolling.close()
+        rolled = await rolling.close()
+        if workdir is not None:
             name = f"{label}_{source}" if label else source
             path = records.evaluation_path(workdir, step, name)
             records.write_trajectories(path, rolled.trajectories)
-            scores = scores_by_source(rolled.trajectories)
-            k = config.pass_k or config.samples
-            failed = sum(t.failure is not None for t in rolled.trajectories)
-            found = summarise(scores, k, config.bootstrap, seed)
-            for summary in found.values():
-                out[source] = _flat(summary) | {"k": k, "failed": failed}
-            kinds = quality_by_kind(rolled.trajectories, config.bootstrap, seed)
-            if kinds:
-                out[source]["kinds"] = kinds
+        scores = scores_by_source(rolled.trajectories)
+        k = config.pass_k or config.samples
+        failed = sum(t.failure is not None for t in rolled.trajectories)
+        found = summarise(scores, k, config.bootstrap, seed)
+        for summary in found.values():
+            out[source] = _flat(summary) | {"k": k, "failed": failed}
+        kinds = quality_by_kind(rolled.trajectories, config.bootstrap, seed)
+        if kinds:
+            out[source]["kinds"] = kinds
+    if workdir is None:
+        return out
     line = {"step": step, "label": label or "team", "sources": out}
     with (workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -122,8 +125,13 @@ def single_agent(config: Config) -> Config:
         packing = dataclasses.replace(
             config.packing, row_tokens=context, row_action_tokens=budget
         )
+    # One agent cannot be divided over the mesh: what agents had, its rows get.
+    mesh = config.mesh
+    data = mesh.data if -1 in (mesh.agent, mesh.data) else mesh.data * mesh.agent
+    mesh = dataclasses.replace(mesh, agent=1, data=-1 if mesh.agent == -1 else data)
     return dataclasses.replace(
         config,
+        mesh=mesh,
         agents={"single": agent},
         workflow=dataclasses.replace(config.workflow, name=single),
         sampler=sampler,

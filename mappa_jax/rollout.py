@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from mappa_jax.hosts import Hosts, OneHost, share
 from mappa_jax.judges.base import Judge
+from mappa_jax.judges.ledger import Ledger
 from mappa_jax.sampling.engine import Engine, PromptTooLong
 from mappa_jax.sampling.team import Address, EpisodeTeam, Seat
 from mappa_jax.tools.base import Sandbox
@@ -48,7 +50,8 @@ class Stage:
     """Everything that a rollout needs and that outlives it.
 
     `judge` is None where actions are not scored (evaluation); `duplicates` is the share
-    of actions that it scores twice.
+    of actions that it scores twice; `ledger` is the judge's; `hosts` share the
+    trajectories, and each judges its own.
     """
 
     workflow: Workflow
@@ -60,23 +63,47 @@ class Stage:
     grader: Grader
     show_reference: str
     duplicates: float = 0.0
+    ledger: Ledger | None = None
+    hosts: Hosts = OneHost()
 
+
+TOLD_EVERY = 0.5  # seconds in which hosts that wait for verdicts hear of one another
 
 Pending = list[asyncio.Task[Verdict | Missing]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rolled:
-    """A rollout whose verdicts may still be on their way, in the order of the tasks."""
+    """A rollout whose verdicts may still be on their way.
 
+    `episodes` are this host's, in the order of the tasks; `numbers` are their places
+    among all.
+    """
+
+    stage: Stage
+    numbers: tuple[int, ...]
     episodes: tuple[tuple[Trajectory, Pending], ...]
     seconds: float
 
     async def close(self) -> Rollout:
-        """Waits for the verdicts."""
+        """Waits for the verdicts, and brings all hosts' trajectories to each.
+
+        Collective. What the other hosts' judges were asked enters this host's ledger.
+
+        Raises:
+          Stopped, HostLost: as `hosts.Hosts.gather`.
+        """
         start = time.perf_counter()
-        await asyncio.gather(*(v for _, judging in self.episodes for v in judging))
-        trajectories = [await _closed(*episode) for episode in self.episodes]
+        await self._judged()
+        mine = [await _closed(*episode) for episode in self.episodes]
+        numbered = dict(zip(self.numbers, mine, strict=True))
+        calls = self.stage.ledger.take_new() if self.stage.ledger else []
+        told = await self.stage.hosts.gather((numbered, calls))
+        for host, (_, theirs) in enumerate(told):
+            if self.stage.ledger and host != self.stage.hosts.index:
+                self.stage.ledger.learn(theirs)
+        everyone = {n: t for numbered, _ in told for n, t in numbered.items()}
+        trajectories = [everyone[n] for n in sorted(everyone)]
         exposed = time.perf_counter() - start
         return Rollout(
             tuple(trajectories),
@@ -89,6 +116,23 @@ class Rolled:
                 if a.observation is not None
             ),
         )
+
+    async def _judged(self) -> None:
+        """Returns when all hosts' verdicts are there, or raises Stopped on all."""
+        hosts = self.stage.hosts
+        pending = {v for _, judging in self.episodes for v in judging}
+        if hosts.count == 1:
+            await asyncio.gather(*pending)
+            return
+        try:
+            while any(await hosts.gather(bool(pending))):
+                if pending:
+                    _, pending = await asyncio.wait(pending, timeout=TOLD_EVERY)
+                else:
+                    await asyncio.sleep(TOLD_EVERY)
+        except BaseException:
+            self.cancel()
+            raise
 
     def cancel(self) -> None:
         """Gives the verdicts up."""
@@ -121,7 +165,7 @@ async def rollout(
     evaluation: bool,
     on_done: Callable[[], None],
 ) -> Rolled:
-    """Runs every task `samples` times, all in flight together.
+    """Runs every task `samples` times, all in flight together; this host its share.
 
     Args:
       stage: the team and its world; its engine is running.
@@ -133,10 +177,13 @@ async def rollout(
     """
     start = time.perf_counter()
     addresses = _addresses(tasks, samples, step, evaluation)
+    # Samples of a task may say the same, and one judge is then asked but once.
+    mine = share(addresses, stage.hosts, together=samples)
     async with asyncio.TaskGroup() as group:
-        runs = [group.create_task(_episode(stage, a, on_done)) for a in addresses]
+        runs = [group.create_task(_episode(stage, a, on_done)) for _, a in mine]
     episodes = tuple(run.result() for run in runs)
-    return Rolled(episodes, time.perf_counter() - start)
+    numbers = tuple(number for number, _ in mine)
+    return Rolled(stage, numbers, episodes, time.perf_counter() - start)
 
 
 def _addresses(

@@ -34,6 +34,7 @@ from mappa_jax.data import Data
 from mappa_jax.drift import anchor_drift
 from mappa_jax.evaluate import evaluate
 from mappa_jax.forecast import forecast, spent_since
+from mappa_jax.hosts import Hosts, OneHost, Stopped
 from mappa_jax.judges import health
 from mappa_jax.judges.base import BudgetReached, Meter, TooManyMissing
 from mappa_jax.learning import batch as batches
@@ -66,8 +67,15 @@ class Run:
     learner: Learner
     frozen: Any
     checkpoints: Checkpoints
-    writer: MetricWriter
+    writer: MetricWriter | None  # of host 0
     progress: Progress
+    hosts: Hosts = OneHost()
+    publish: Callable[[], None] = lambda: None  # copies a remote workdir's files out
+
+    @property
+    def writes(self) -> bool:
+        """Whether this host writes the run's files."""
+        return self.hosts.index == 0
 
 
 async def train(run: Run, state: TeamState, start: int) -> TeamState:
@@ -75,22 +83,27 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
 
     Cancelling the task, or an error, abandons the iteration under way: the state after
     the last whole one is saved before the exception goes on. An evaluation that was
-    abandoned is made when the run goes on.
+    abandoned is made when the run goes on. On several hosts that is so where all stop
+    at the same point; where one is lost the others end with what was saved before.
 
     Raises:
+      Stopped, HostLost: on several hosts, see hosts.py.
       TooManyMissing: too large a share of a batch has no verdict; the state before
         that batch is saved.
       CheckpointError: the state could not be saved; earlier steps are whole.
     """
     config, done, metrics = run.config, start, {}
     # Evaluations of weights that are gone would stand there twice.
-    truncate_from(run.workdir / "evaluations.jsonl", start + 1 if start else 0)
+    owed = owes_evaluation(config, run.workdir, start)
+    await run.hosts.gather(None)  # all have read what host 0 is about to change
+    if run.writes:
+        truncate_from(run.workdir / "evaluations.jsonl", start + 1 if start else 0)
     run.progress.watch(run.stage.judge.meter)
     read = run.stage.judge.meter()
     saved = run.checkpoints.latest() or 0
     ahead: _Batch | None = None  # the next batch, its verdicts on their way
     try:
-        if owes_evaluation(config, run.workdir, start):
+        if owed:
             await _evaluate(run, state, start)
         if start < config.steps:
             await _forecast(run, state, start)
@@ -107,20 +120,33 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
                 if _evaluates(config, step):
                     metrics["eval"] = await _evaluate(run, state, step)
             finally:
-                run.writer.write(step, metrics)
+                if run.writer is not None:
+                    run.writer.write(step, metrics)
+            run.publish()
             run.progress.finish(step, metrics)
             if _saves(config, step):
                 _save(run, state, step, metrics)
                 saved = step
-    except BaseException:
-        if done > saved:
-            _save(run, state, done, metrics)
+    except BaseException as e:
+        if together(run.hosts, e):
+            if done > saved:
+                _save(run, state, done, metrics)
+            run.checkpoints.wait()
         raise
     finally:
         if ahead is not None:
             ahead.rolling.cancel()
-        run.checkpoints.wait()
+    run.checkpoints.wait()
     return state
+
+
+def together(hosts: Hosts, error: BaseException) -> bool:
+    """Whether all hosts end here with `error`: saving takes them all."""
+    if hosts.count == 1 or isinstance(error, (Stopped, TooManyMissing)):
+        return True
+    if isinstance(error, BaseExceptionGroup):
+        return any(together(hosts, one) for one in error.exceptions)
+    return False
 
 
 def _evaluates(config: Config, step: int) -> bool:
@@ -192,6 +218,7 @@ def _save(run: Run, state: TeamState, step: int, metrics: dict[str, Any]) -> Non
     extra = {"data": run.data.train.state(step), "seed": run.config.seed}
     known = {k: v for k, v in flatten(metrics).items() if math.isfinite(v)}
     run.stage.judge.sync()  # what the state rests on is on the disk before it
+    run.publish()
     run.checkpoints.save(step, state, extra, known)
 
 
@@ -209,8 +236,9 @@ async def _roll(run: Run, state: TeamState, step: int) -> _Batch:
     config = run.config
     tasks = run.data.train.batch(step - 1)
     total = len(tasks) * config.data.samples_per_prompt
-    run.progress.start(step, "rollout", total)
+    run.progress.start(step, "rollout", -(-total // run.hosts.count))
     run.stage.engine.take_stats()  # those of an evaluation are not this iteration's
+    start = time.perf_counter()
     async with run.stage.engine.running(state.trainable, run.frozen):
         rolling = await rollout(
             run.stage,
@@ -220,6 +248,8 @@ async def _roll(run: Run, state: TeamState, step: int) -> _Batch:
             evaluation=False,
             on_done=run.progress.advance,
         )
+    # On several hosts until the last of all has ended.
+    rolling = dataclasses.replace(rolling, seconds=time.perf_counter() - start)
     return _Batch(step, rolling, run.stage.engine.take_stats())
 
 
@@ -232,10 +262,12 @@ async def _learn(
     run.progress.start(step, "judge", 1)
     rolled = await batch.rolling.close()
     trajectories = rolled.trajectories
-    records.write_trajectories(records.training_path(run.workdir, step), trajectories)
+    if run.writes:
+        path = records.training_path(run.workdir, step)
+        records.write_trajectories(path, trajectories)
     run.stage.judge.sync()
     _check_missing(config, rolled)
-    drift = await anchor_drift(run.stage, run.workdir, config.judge, rolled, step)
+    drift = await _drift(run, rolled, step)
     await asyncio.sleep(0)  # the last moment at which a cancelled step is undone
 
     run.progress.start(step, "credit", 1)
@@ -264,6 +296,22 @@ async def _learn(
     metrics = _metrics(config, rolled, packed.counts, learned, seconds, sampled)
     metrics["judge"] |= drift
     return state, metrics
+
+
+async def _drift(run: Run, rolled: Rollout, step: int) -> dict[str, float]:
+    """`anchor_drift`, which host 0 asks for."""
+    found: Any = {}
+    if run.writes:
+        try:
+            found = await anchor_drift(
+                run.stage, run.workdir, run.config.judge, rolled, step
+            )
+        except BudgetReached as e:  # all hosts end with it
+            found = e
+    found = (await run.hosts.gather(found))[0]
+    if isinstance(found, BudgetReached):
+        raise found
+    return found
 
 
 def _spending(config: Config, before: Meter, now: Meter) -> dict[str, Any]:
@@ -346,7 +394,7 @@ def judging(verdicts: Sequence[Verdict | Missing]) -> dict[str, Any]:
 
 async def _evaluate(run: Run, state: TeamState, step: int) -> dict[str, Any]:
     total = sum(map(len, run.data.eval.values())) * run.config.eval.samples
-    run.progress.start(step, "evaluate", total)
+    run.progress.start(step, "evaluate", -(-total // run.hosts.count))
     return await evaluate(
         run.eval_stage,
         (state.trainable, run.frozen),
@@ -354,6 +402,6 @@ async def _evaluate(run: Run, state: TeamState, step: int) -> dict[str, Any]:
         run.config.eval,
         seed=run.config.seed,
         step=step,
-        workdir=run.workdir,
+        workdir=run.workdir if run.writes else None,
         on_done=run.progress.advance,
     )

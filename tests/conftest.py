@@ -1,6 +1,5 @@
 """Every test runs on eight simulated CPU devices, with one shared compile cache."""
 
-import dataclasses
 import importlib.util
 import os
 import sys
@@ -96,7 +95,7 @@ def assemble(launch_path, cache):
     one = mesh.make_mesh(MeshConfig(), jax.devices()[:1])
 
     def load_models(config, cache):
-        return dataclasses.replace(parts.load_models(config, cache), mesh=one)
+        return parts.load_models(config, cache, one)
 
     # Only what `assembly` sees is changed: the mesh, and the tests' own compile cache.
     mine = {"load_models": load_models, "enable_compilation_cache": lambda folder: None}

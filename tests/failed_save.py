@@ -18,7 +18,7 @@ import numpy as np
 
 from mappa_jax.checkpoints import CheckpointError, Checkpoints
 from mappa_jax.config import CheckpointConfig
-from mappa_jax.learning.update import TeamState
+from mappa_jax.learning.update import GroupState, TeamState
 
 
 def limit_files(size: int) -> None:
@@ -43,9 +43,8 @@ def main(folder: str, full: str) -> None:
     noise = np.random.default_rng(0).normal(size=(2, 1 << 16)).astype(np.float32)
     zeros = jnp.zeros((2,), jnp.int32)
     weights = {"q": jnp.asarray(noise)}
-    state = TeamState(
-        trainable=weights, opt_state=(), beta=zeros, updates=zeros, skipped=zeros
-    )
+    group = GroupState(trainable=weights, opt_state=(), updates=zeros, skipped=zeros)
+    state = TeamState(groups=(group,), beta=zeros)
     checkpoints = Checkpoints(Path(folder), CheckpointConfig())
     FULL[full]()
     try:

@@ -11,29 +11,35 @@ import pytest
 
 from mappa_jax.checkpoints import CheckpointError, Checkpoints
 from mappa_jax.config import CheckpointConfig
-from mappa_jax.learning.update import TeamState
+from mappa_jax.learning.update import GroupState, TeamState
 
 
 def make_state(value: float) -> TeamState:
     weights = jnp.linspace(value, value + 1, 24, dtype=jnp.float32).reshape(2, 3, 4)
     moments = (jnp.asarray([3, 4], jnp.int32), {"mu": weights.astype(jnp.bfloat16)})
-    return TeamState(
+    group = GroupState(
         trainable={"layers": {"q": weights / 3}},
         opt_state=(moments, ()),
-        beta=jnp.asarray([0.1, 0.3], jnp.float32),
         updates=jnp.asarray([5, 6], jnp.int32),
         skipped=jnp.zeros((2,), jnp.int32),
     )
+    # Between two groups, one that is not trained.
+    beta = jnp.asarray([0.1, 0.3, 0.2], jnp.float32)
+    other = group.replace(trainable={"embed": -weights})
+    return TeamState(groups=(group, None, other), beta=beta)
 
 
 def bits(state: TeamState) -> list[bytes]:
+    group, none, other = state.groups
+    assert none is None
     arrays = [
-        state.trainable["layers"]["q"],
-        state.opt_state[0][0],
-        state.opt_state[0][1]["mu"],
+        group.trainable["layers"]["q"],
+        group.opt_state[0][0],
+        group.opt_state[0][1]["mu"],
         state.beta,
-        state.updates,
-        state.skipped,
+        group.updates,
+        group.skipped,
+        other.trainable["embed"],
     ]
     return [np.asarray(a).tobytes() for a in arrays]
 
@@ -63,7 +69,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
         state, extra = checkpoints.restore(7, make_state(99.0))
     assert bits(state) == bits(make_state(0.1))
     assert bits(state) != bits(make_state(99.0))
-    assert state.opt_state[0][1]["mu"].dtype == jnp.bfloat16
+    assert state.groups[0].opt_state[0][1]["mu"].dtype == jnp.bfloat16
     assert extra == {"data": {"position": 7}}
 
 

@@ -97,7 +97,7 @@ def test_an_unknown_key_is_named_with_the_likely_one(change, named):
         ("steps", "3", "int"),
         ("steps", 1.5, "int"),
         ("steps", True, "int"),
-        ("remat", 1, "bool"),
+        ("data__stratify", 1, "bool"),
         ("kl__beta", "small", "float"),
         ("data__source", 3, "str"),
         ("sampler__prompt_buckets", 64, "tuple"),
@@ -189,9 +189,7 @@ def test_a_cut_distribution_trains_with_recomputed_logprobs():
     assert resolve(plain(**changes)).agents["solver"].top_p == 0.9
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("mesh__agent", 2), ("lora__rank", 0), ("lora__targets", [])]
-)
+@pytest.mark.parametrize(("key", "value"), [("lora__rank", 0), ("lora__targets", [])])
 def test_adapters_refuse_what_they_cannot_do(key, value):
     with pytest.raises(ConfigError, match=key.replace("__", ".")):
         resolve(plain(mode="lora", **{key: value}))

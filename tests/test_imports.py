@@ -10,7 +10,7 @@ HOST = (
     "types text workflows tools judges data tabular answers answer_process "
     "answer_worker records statistics config metrics testing"
 ).split()
-ARRAYS = "models sampling learning parallel".split()
+ARRAYS = "models sampling learning parallel plan".split()
 OUTSIDE = "workflows tools judges data tabular".split()
 ARRAY_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 

@@ -100,9 +100,8 @@ TEAM = (Role("a", "agent", "Work."),)
 SHAPE = batch.Shape(
     actions=80,
     action_tokens=4,
-    lanes=1,
-    microbatches=40,
     packing=PackingConfig(row_tokens=16, row_action_tokens=8, rows=2),
+    groups=(batch.GroupShape((0,), frozenset({0}), lanes=1, microbatches=40),),
 )
 
 

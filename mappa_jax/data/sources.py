@@ -18,6 +18,7 @@ from typing import Literal
 from mappa_jax.config import DataConfig
 from mappa_jax.data.errors import DataError
 from mappa_jax.data.json_files import load_jsonl
+from mappa_jax.remote import fetch
 from mappa_jax.types import Task
 
 Split = Literal["train", "test"]
@@ -115,9 +116,24 @@ def _table_folder(config: DataConfig, kind: str) -> pathlib.Path:
     return pathlib.Path(config.cache_dir or "~/.cache/mappa_jax").expanduser() / kind
 
 
+def _here(path: str, config: DataConfig) -> pathlib.Path:
+    """A file or folder, brought here where it lies in object storage.
+
+    Raises:
+      DataError: it is not there, or the storage cannot be read.
+    """
+    try:
+        return fetch(path, config.cache_dir or "~/.cache/mappa_jax")
+    except (ImportError, OSError, ValueError) as e:
+        raise DataError(
+            f"{path}: cannot be read ({e}); gs:// needs the package gcsfs and "
+            "credentials"
+        ) from e
+
+
 def _jsonl(spec: SourceSpec, split: Split, config: DataConfig) -> Sequence[Task]:
-    del split, config
-    return load_jsonl(pathlib.Path(spec.name).expanduser(), spec.label)
+    del split
+    return load_jsonl(_here(spec.name, config), spec.label)
 
 
 def _competition_math(
@@ -126,8 +142,9 @@ def _competition_math(
     del split
     from mappa_jax.data import competition_math  # imports TFDS
 
+    folder = str(_here(config.folder, config)) if config.folder else ""
     return competition_math.load_competition_math(
-        spec.name, config.folder, cache_folder(config)
+        spec.name, folder, cache_folder(config)
     )
 
 
@@ -171,9 +188,9 @@ def _dsbench(spec: SourceSpec, split: Split, config: DataConfig) -> Sequence[Tas
     from mappa_jax.data import dsbench
 
     return dsbench.load_dsbench(
-        pathlib.Path(spec.name).expanduser(),
+        _here(spec.name, config),
         spec.label,
-        config.folder,
+        str(_here(config.folder, config)) if config.folder else "",
         _table_folder(config, "dsbench"),
         params=config.params.get("dsbench", {}),
     )

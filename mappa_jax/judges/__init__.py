@@ -39,6 +39,8 @@ def make_judge(
     ledger: Ledger,
     make_scorer: Callable[[str], Scorer] | None = None,
     workflow: str = WorkflowConfig.name,
+    host: int = 0,
+    hosts: int = 1,
 ) -> Judge:
     """The judge of `config.provider`. Call its `check` before the first step.
 
@@ -49,6 +51,8 @@ def make_judge(
       ledger: of the run. It outlives the judge: whoever opened it closes it.
       make_scorer: of a model's name, for provider "local" (judges/local.py).
       workflow: its name; it may have prompts of its own.
+      host, hosts: which of how many this is, that share the budget, the requests at a
+        time and those a minute.
 
     Raises:
       JudgeError: something is missing or wrong; the key of the config is named.
@@ -58,7 +62,13 @@ def make_judge(
             f"judge.replay={config.replay!r} is of a judge that was paid for; with "
             "judge.provider='rubric' set it to '': the rubric always says the same"
         )
-    account = Account(config.budget, ledger.spent)
+    account = Account(config.budget, ledger, host, hosts)
+    config = dataclasses.replace(
+        config,
+        concurrency=max(1, config.concurrency // hosts),
+        rpm=_part("rpm", config.rpm, host, hosts),
+        tpm=_part("tpm", config.tpm, host, hosts),
+    )
 
     def make(one: JudgeConfig) -> Judge:
         if one.provider == "rubric":
@@ -83,6 +93,16 @@ def make_judge(
         for name, member in parse_members(config.members).items()
     }
     return EnsembleJudge(members, config.combine, account)
+
+
+def _part(key: str, limit: int, host: int, hosts: int) -> int:
+    """A host's part of a limit; 0 is none."""
+    if 0 < limit < hosts:
+        raise JudgeError(
+            f"judge.{key}={limit} cannot be divided among {hosts} hosts; raise it, or "
+            "run on fewer"
+        )
+    return limit // hosts + (host < limit % hosts)
 
 
 def _calling(

@@ -6,7 +6,7 @@ import asyncio
 
 from mappa_jax.config import BudgetConfig
 from mappa_jax.judges.base import Meter
-from mappa_jax.judges.ledger import Spent
+from mappa_jax.judges.ledger import Ledger, Spent
 
 
 class Account:
@@ -14,32 +14,42 @@ class Account:
 
     Args:
       budget: the caps.
-      spent: the ledger's, which grows as calls are filed.
+      ledger: whose calls grow as they are filed.
+      host, hosts: which of how many spends from the budget here. What was left of a
+        cap when they last told one another is divided among them, so that it holds for
+        all together; calls that do not divide are the first host's.
     """
 
-    def __init__(self, budget: BudgetConfig, spent: Spent):
+    def __init__(
+        self, budget: BudgetConfig, ledger: Ledger, host: int = 0, hosts: int = 1
+    ):
         self._budget = budget
-        self._spent = spent
+        self._ledger = ledger
+        self._host, self._hosts = host, hosts
         self._held = Spent()
         self._released = asyncio.Event()
         self._in_flight = self._most_in_flight = 0
 
     def over(self, cost: Spent) -> str | None:
         """The cap that so much more could break, counting what is set aside."""
-        spent, held = self._spent, self._held
-        reached = {
-            "calls": (spent.calls + held.calls + cost.calls, self._budget.calls),
-            "tokens": (spent.tokens + held.tokens + cost.tokens, self._budget.tokens),
-            "usd": (spent.usd + held.usd + cost.usd, self._budget.usd),
-        }
-        for name, (would_be, cap) in reached.items():
-            if cap and would_be > cap:
+        spent, settled = self._ledger.spent, self._ledger.settled
+        mine = spent.plus(settled, -1).plus(self._held, 1).plus(cost, 1)
+        for name in ("calls", "tokens", "usd"):
+            cap = getattr(self._budget, name)
+            left = cap - getattr(settled, name)
+            if cap and getattr(mine, name) > self._part(left):
                 return (
                     f"judge.budget.{name}={cap:g} would be passed ({spent.calls} "
                     f"calls, {spent.tokens} tokens, ${spent.usd:.4f} so far); raise it "
                     "and run the same command again to go on"
                 )
         return None
+
+    def _part(self, left: float) -> float:
+        """This host's part of what is left of a cap."""
+        if isinstance(left, float):
+            return left / self._hosts
+        return left // self._hosts + (left % self._hosts if not self._host else 0)
 
     def hold(self, cost: Spent) -> None:
         """Sets aside what a call may cost."""
@@ -72,7 +82,7 @@ class Account:
         return Meter(
             in_flight=self._in_flight,
             most_in_flight=self._most_in_flight,
-            calls=self._spent.calls,
-            tokens=self._spent.tokens,
-            usd=self._spent.usd,
+            calls=self._ledger.spent.calls,
+            tokens=self._ledger.spent.tokens,
+            usd=self._ledger.spent.usd,
         )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from mappa_jax.config import BudgetConfig
 from mappa_jax.judges.account import Account
 from mappa_jax.judges.base import Judge, Meter
-from mappa_jax.judges.ledger import Spent
+from mappa_jax.judges.ledger import Ledger
 from mappa_jax.types import JudgeCall, JudgeRequest, Missing, Verdict
 
 COMBINE = {"mean": statistics.fmean, "median": statistics.median}
@@ -37,7 +37,7 @@ class EnsembleJudge:
         account: Account | None = None,
     ):
         self._members = dict(members)
-        self._account = account or Account(BudgetConfig(), Spent())
+        self._account = account or Account(BudgetConfig(), Ledger(None))
         self._combine = COMBINE[combine]
 
     async def check(self) -> None:

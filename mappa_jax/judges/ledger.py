@@ -4,7 +4,8 @@ WORKDIR/judge_ledger.jsonl has two kinds of lines, in the order in which things
 happened. {"blob": sha256, "zlib": base64} holds a text once; {"call": {...}} tells of
 a call and names its prompt and its raw answer by their hashes. A line is on its way
 to the disk when `append` returns. A torn last line, which a crash leaves, is removed
-when the ledger is opened.
+when the ledger is opened. On several hosts each writes a file of its own, host 1
+WORKDIR/judge_ledger.host1.jsonl; whoever opens the ledger reads them all.
 
 A call is known by its key, a hash of the provider, the model, its settings and the
 prompt; the same content is never paid for twice. It also has an address, where in the
@@ -87,30 +88,45 @@ class Spent:
 class Ledger:
     """The calls of one run; in memory only where `path` is None.
 
+    `spent` counts all calls that are known; `settled` those up to the last time that
+    hosts told one another of theirs.
+
     Args:
-      path: the file; made where it is missing, unless `read_only`.
+      path: the file of host 0; made where it is missing, unless `read_only`.
       read_only: a replay: nothing is repaired and nothing may be appended.
+      host: whose file is written to.
 
     Raises:
       JudgeError: a line other than the last is damaged, or there is no file to replay.
     """
 
-    def __init__(self, path: Path | None, *, read_only: bool = False):
+    def __init__(self, path: Path | None, *, read_only: bool = False, host: int = 0):
         self.spent = Spent()
+        self.settled = Spent()
+        self._new: list[Entry] = []
         self._read_only = read_only
         self._answered: dict[str, Entry] = {}
         self._by_address: dict[tuple[str, str], Entry] = {}
-        self._blobs: dict[str, str | None] = {}  # a prompt's text is not kept
+        self._blobs: set[str] = set()  # those that our own file holds
         self._file = None
         if path is None:
             return
         if read_only and not path.is_file():
             raise JudgeError(f"judge.replay={str(path)!r}: there is no such ledger")
-        if path.exists():
-            self._read(path)
+        own = path if not host else path.with_suffix(f".host{host}.jsonl")
+        others = sorted({path, *path.parent.glob(f"{path.stem}.host*.jsonl")} - {own})
+        read = [self._read(p) for p in others if p.exists()]
+        if own.exists():
+            read.append(self._read(own, own=True))
+        entries = [entry for part in read for entry in part]
+        if len(read) > 1:  # in the order in which things happened, on whichever host
+            entries.sort(key=lambda entry: entry.time)
+        for entry in entries:
+            self._count(entry)
+        self.settled = dataclasses.replace(self.spent)
         if not read_only:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
+            own.parent.mkdir(parents=True, exist_ok=True)
+            self._file = own.open("ab")
 
     def answered(self, key: str) -> Entry | None:
         """The call of this content that was answered, if any was."""
@@ -126,6 +142,7 @@ class Ledger:
         if self._read_only:
             raise ValueError("a ledger that is replayed is not written to")
         self._count(entry)
+        self._new.append(entry)
         if self._file is None:
             return
         fields = dataclasses.asdict(entry)
@@ -136,12 +153,24 @@ class Ledger:
                 encoded = text.encode("utf-8", errors="replace")
                 fields[name] = digest = hashlib.sha256(encoded).hexdigest()
                 if digest not in self._blobs:
-                    self._blobs[digest] = None
+                    self._blobs.add(digest)
                     packed = base64.b64encode(zlib.compress(encoded, 9)).decode()
                     lines.append({"blob": digest, "zlib": packed})
         lines.append({"call": fields})
         self._file.write("".join(json.dumps(x) + "\n" for x in lines).encode())
         self._file.flush()
+
+    def take_new(self) -> list[Entry]:
+        """What was appended since the last time: what the other hosts must learn."""
+        new, self._new = self._new, []
+        self.settled = dataclasses.replace(self.spent)
+        return new
+
+    def learn(self, entries: list[Entry]) -> None:
+        """Counts calls that another host has recorded in its file."""
+        for entry in entries:
+            self._count(entry)
+        self.settled = dataclasses.replace(self.spent)
 
     def sync(self) -> None:
         """Returns when all that was appended is on the disk."""
@@ -160,32 +189,39 @@ class Ledger:
         if entry.outcome == ANSWERED:
             self._answered[entry.key] = entry
 
-    def _read(self, path: Path) -> None:
-        whole = 0
+    def _read(self, path: Path, *, own: bool = False) -> list[Entry]:
+        """The calls of one file, each of which holds the texts that it needs."""
+        whole, texts, entries = 0, {}, []
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     break  # torn: the crash came while it was being written
                 try:
-                    self._take(json.loads(line))
+                    entry = _take(json.loads(line), texts)
                 except (ValueError, KeyError, TypeError, zlib.error) as e:
                     raise JudgeError(
                         f"{path}:{number}: not a line of a judge ledger ({e!r}); move "
                         "the file away, or remove that line: its call is asked again"
                     ) from e
+                entries += [entry] if entry else []
                 whole += len(line)
-        if whole < path.stat().st_size and not self._read_only:
-            with path.open("r+b") as file:
-                file.truncate(whole)
+        if own:
+            self._blobs |= set(texts)
+            if whole < path.stat().st_size and not self._read_only:
+                with path.open("r+b") as file:
+                    file.truncate(whole)
+        return entries
 
-    def _take(self, row: dict[str, Any]) -> None:
-        if "blob" in row:
-            text = zlib.decompress(base64.b64decode(row["zlib"])).decode()
-            self._blobs[row["blob"]] = text
-            return
-        fields = dict(row["call"])
-        self._blobs[fields.pop("prompt")] = None
-        answer = fields.pop("answer")
-        if answer is not None:
-            fields["answer"] = self._blobs[answer]
-        self._count(Entry(**fields | {"usage": Usage(**fields["usage"])}))
+
+def _take(row: dict[str, Any], texts: dict[str, str | None]) -> Entry | None:
+    """One line: a text, which is kept in `texts`, or a call."""
+    if "blob" in row:
+        text = zlib.decompress(base64.b64decode(row["zlib"])).decode()
+        texts[row["blob"]] = text
+        return None
+    fields = dict(row["call"])
+    texts[fields.pop("prompt")] = None  # it may be long, and is not needed again
+    answer = fields.pop("answer")
+    if answer is not None:
+        fields["answer"] = texts[answer]
+    return Entry(**fields | {"usage": Usage(**fields["usage"])})

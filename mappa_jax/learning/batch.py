@@ -8,7 +8,9 @@ of the first layout lies in the second.
 
 Axes: A agents, N actions, C action tokens; W lanes, M micro-batches, R rows, T
 tokens of a row. With one stack of weights per agent a lane is an agent; with
-adapters over one base all agents share one lane, and a row names its agent.
+adapters over one base a lane is a slice of the mesh, and with one policy for all roles
+there is one lane: a row names its agent. Agents of unlike architecture stand in groups,
+each with lanes of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class TrainBatch:
       positions: [W, M, R, T] int32, within the action.
       ends: [W, M, R, T] int32: tokens before this place may attend to this one; 0
         for padding.
-      agent: [W, M, R] int32, the row's agent.
+      agent: [W, M, R] int32, the row's agent, counted within its group.
       index: [W, M, R, C] int32: the place whose logits predict this action token.
       target: [W, M, R, C] int32, the action token.
       mask: [W, M, R, C] float32, 1 for an action token that is trained on.
@@ -86,7 +88,8 @@ class Actions:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Where an action lies: `agent`, `number` in Actions; the rest in a TrainBatch.
+    """Where an action lies: `agent` (counted within the team) and `number` in Actions;
+    the rest in the TrainBatch of the agent's group.
 
     `row` is (lane, micro-batch, row) and `at` the offset of its first action token.
     """
@@ -100,7 +103,8 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Minibatch:
-    """One optimiser step: its arrays, its actions, its non-empty micro-batches."""
+    """One group's part of an optimiser step: its arrays, its actions, and how many
+    micro-batches hold anything."""
 
     batch: TrainBatch
     slots: tuple[Slot, ...]
@@ -123,22 +127,38 @@ class Minibatch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packed:
-    """A rollout batch in both layouts, and counts per agent."""
+    """A rollout batch in both layouts, and counts per agent.
+
+    `minibatches` holds the optimiser steps, each with a part for every group; None for
+    a group that is not trained.
+    """
 
     actions: Actions
-    minibatches: tuple[Minibatch, ...]
+    minibatches: tuple[tuple[Minibatch | None, ...], ...]
     counts: dict[str, dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
+class GroupShape:
+    """W and M of a group's TrainBatch, and its agents, counted within the team.
+
+    Agents are divided over the lanes in order. `trained` are those that learn.
+    """
+
+    members: tuple[int, ...]
+    trained: frozenset[int]
+    lanes: int
+    microbatches: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Shape:
-    """The fixed shapes: N, C of Actions, and (W, M, R, T, C) of a TrainBatch."""
+    """The fixed shapes: N, C of Actions, and (R, T, C) of every TrainBatch."""
 
     actions: int
     action_tokens: int
-    lanes: int
-    microbatches: int
     packing: PackingConfig
+    groups: tuple[GroupShape, ...]
 
 
 class Judged(NamedTuple):
@@ -165,10 +185,10 @@ def pack(
     """Trajectories -> arrays, each agent's actions shuffled and cut in mini-batches.
 
     An action carries no gradient, takes no room in a row and is left out of every
-    statistic if a part of its reward is missing (the verdict, a later turn's with
-    `reward.turn_discount`, or the outcome where that has a weight), if an
-    infrastructure fault touched it, or, with `objective.mask_truncated`, if it ran
-    into its token limit.
+    statistic if its agent is not trained, if a part of its reward is missing (the
+    verdict, a later turn's with `reward.turn_discount`, or the outcome where that has a
+    weight), if an infrastructure fault touched it, or, with
+    `objective.mask_truncated`, if it ran into its token limit.
 
     Raises:
       ConfigError: an action does not fit into a row.
@@ -186,13 +206,18 @@ def pack(
         judged = {n: _shuffle_scores(rows, rng) for n, rows in judged.items()}
     kept = [[row for row in judged[name] if keeps(row)] for name in agents]
     kept = [[rows[i] for i in rng.permutation(len(rows))] for rows in kept]
+    trained = frozenset().union(*(group.trained for group in shape.groups))
+    kept = [rows if i in trained else [] for i, rows in enumerate(kept)]
     actions = _actions(kept, shape, reward)
     steps = -(-max(map(len, kept)) // actions_per_update)
     cut = [
         slice(k * actions_per_update, (k + 1) * actions_per_update)
         for k in range(steps)
     ]
-    minibatches = tuple(_minibatch(kept, part, shape, objective) for part in cut)
+    minibatches = tuple(
+        tuple(_minibatch(kept, part, shape, group, objective) for group in shape.groups)
+        for part in cut
+    )
     return Packed(actions, minibatches, counts)
 
 
@@ -300,19 +325,27 @@ def _reward(row: Judged, config: RewardConfig) -> float:
 
 
 def _minibatch(
-    kept: list[list[Judged]], part: slice, shape: Shape, objective: ObjectiveConfig
-) -> Minibatch:
-    """One optimiser step's actions, packed."""
-    batch = blank(shape)
+    kept: list[list[Judged]],
+    part: slice,
+    shape: Shape,
+    group: GroupShape,
+    objective: ObjectiveConfig,
+) -> Minibatch | None:
+    """One optimiser step's actions of a group, packed."""
+    if not group.trained:
+        return None
+    batch = blank(shape.packing, group)
     slots: list[Slot] = []
-    used = [0] * shape.lanes  # rows in each lane
-    for agent, judged in enumerate(kept):
-        actions = {j: row.action for j, row in list(enumerate(judged))[part]}
-        lane = agent if shape.lanes > 1 else 0
+    used = [0] * group.lanes  # rows in each lane
+    per_lane = len(group.members) // group.lanes
+    for place, agent in enumerate(group.members):
+        actions = {j: row.action for j, row in list(enumerate(kept[agent]))[part]}
+        lane = place // per_lane
         first = len(slots)
         for row in pack_rows([_item(*na) for na in actions.items()], shape.packing):
             where = (lane, *divmod(used[lane], shape.packing.rows))
             used[lane] += 1
+            batch.agent[where] = place
             slots += _write_row(batch, where, agent, row, actions)
         _weigh(batch, slots[first:], objective)
     return Minibatch(batch, tuple(slots), -(-max(used) // shape.packing.rows))
@@ -323,11 +356,11 @@ def _item(number: int, action: Action) -> Item:
     return Item(number, tokens, len(action.token_ids))
 
 
-def blank(shape: Shape) -> TrainBatch:
+def blank(packing: PackingConfig, group: GroupShape) -> TrainBatch:
     """An empty mini-batch of NumPy arrays."""
-    lead = (shape.lanes, shape.microbatches, shape.packing.rows)
-    wide = (*lead, shape.packing.row_tokens)
-    narrow = (*lead, shape.packing.row_action_tokens)
+    lead = (group.lanes, group.microbatches, packing.rows)
+    wide = (*lead, packing.row_tokens)
+    narrow = (*lead, packing.row_action_tokens)
 
     def floats(value: float = 0.0) -> np.ndarray:
         return np.full(narrow, value, np.float32)
@@ -359,7 +392,6 @@ def _write_row(
 ) -> list[Slot]:
     """Writes a packed row; returns where its actions lie."""
     n = len(row.tokens)
-    batch.agent[where] = agent
     batch.tokens[where][:n] = row.tokens
     batch.positions[where][:n] = row.positions
     batch.ends[where][:n] = row.ends

@@ -15,7 +15,7 @@ from mappa_jax.learning.batch import TrainBatch
 from mappa_jax.models.decoder import logits
 from mappa_jax.models.policy import Policy
 
-HEAD_CHUNK = 256  # action tokens whose logits exist at a time
+HEAD_CHUNK = 256  # action tokens whose logits exist at a time, on each device
 
 
 def action_logprobs(
@@ -23,10 +23,11 @@ def action_logprobs(
 ) -> jax.Array:
     """log pi of every action token, [N, C] float32, at its sampling temperature.
 
-    The head is evaluated at action positions only, a chunk of tokens at a time, and
-    recomputed in the backward pass: [N, T, V] never exists.
+    The head is evaluated at action positions only, a few tokens of every row at a time,
+    and recomputed in the backward pass: [N, T, V] never exists.
     """
-    model = policy.decoder(remat=policy.remat)
+    layout, rows = policy.layout, policy.layout.row_axes
+    model = policy.decoder(rows=rows, remat=policy.remat)
     hidden, _ = model.apply(
         {"params": params},
         batch.tokens,
@@ -35,33 +36,34 @@ def action_logprobs(
         adapters=adapters,
     )
     picked = jnp.take_along_axis(hidden, batch.index[..., None], 1)
+    picked = layout.constrain(picked, rows, None, None)
 
     @jax.checkpoint
     def chunk(args):
-        h, token, temperature = args
-        scores = logits(params, policy.cfg, h) / temperature[:, None]
-        chosen = jnp.take_along_axis(scores, token[:, None], 1)[:, 0]
+        h_NxcxD, token_Nxc, temperature_Nxc = args
+        scores = logits(params, policy.cfg, h_NxcxD) / temperature_Nxc[..., None]
+        scores = layout.constrain(scores, rows, None, "tensor")
+        # Not a gather, which would bring together what lies apart along V.
+        own = jnp.arange(scores.shape[-1]) == token_Nxc[..., None]
+        chosen = jnp.where(own, scores, 0.0).sum(-1)
         return chosen - jax.nn.logsumexp(scores, -1)
 
-    flat = (
-        picked.reshape(-1, picked.shape[-1]),
-        batch.target.reshape(-1),
-        batch.temperature.reshape(-1),
-    )
-    out = jax.lax.map(chunk, _chunks(flat)).reshape(-1)
-    return out[: batch.target.size].reshape(batch.target.shape)
+    n, c = batch.target.shape
+    width = min(c, max(1, HEAD_CHUNK * layout.ways // n))
+    parts = _split((picked, batch.target, batch.temperature), width)
+    out = jax.lax.map(chunk, parts)
+    return out.swapaxes(0, 1).reshape(n, -1)[:, :c]
 
 
-def _chunks(flat: Any) -> Any:
-    count = flat[1].shape[0]
-    size = min(HEAD_CHUNK, count)
-    pad = -count % size
+def _split(arrays: Any, width: int) -> Any:
+    """[N, C, ...] -> [ceil(C / width), N, width, ...], padded with ones."""
 
     def one(x):
-        x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1), constant_values=1)
-        return x.reshape(-1, size, *x.shape[1:])
+        pad = ((0, 0), (0, -x.shape[1] % width)) + ((0, 0),) * (x.ndim - 2)
+        x = jnp.pad(x, pad, constant_values=1)
+        return x.reshape(x.shape[0], -1, width, *x.shape[2:]).swapaxes(0, 1)
 
-    return jax.tree.map(one, flat)
+    return jax.tree.map(one, arrays)
 
 
 def surrogate(

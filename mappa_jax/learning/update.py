@@ -3,31 +3,37 @@
 Agents are stacked and vmapped; gradients are accumulated over micro-batches in a
 loop inside the program; each agent's gradient is clipped by its own norm and
 applied by Optax with its own learning rate. An agent without tokens, or with a
-gradient that is not finite, keeps its weights and its optimiser state.
+gradient that is not finite, keeps its weights and its optimiser state. Agents of
+unlike architecture form groups (models/policy.py), each a stack, in one program.
 
-Axes: A agents, W lanes, M micro-batches, R rows, C action tokens (learning/batch).
+Axes: A agents, S sets of weights of a group (one in mode "shared", else its agents),
+W lanes, M micro-batches, R rows, C action tokens (learning/batch).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from mappa_jax.config import Config, KLConfig, OptimizerConfig
+from mappa_jax import per_agent
+from mappa_jax.config import Config, ConfigError, KLConfig, OptimizerConfig
 from mappa_jax.learning import batch as batches
-from mappa_jax.learning import credit, objective
-from mappa_jax.learning.batch import Minibatch, Packed, Shape, TrainBatch
+from mappa_jax.learning import credit, objective, optimizers
+from mappa_jax.learning.batch import GroupShape, Minibatch, Packed, Shape, TrainBatch
+from mappa_jax.models import policy as policies
 from mappa_jax.models.policy import Policy
 from mappa_jax.parallel import mesh as meshlib
+
+Team = tuple[Policy, ...]  # the groups
 
 METRICS = (
     "kl",
@@ -44,31 +50,48 @@ METRICS = (
 
 
 @chex.dataclass(frozen=True)
-class TeamState:
-    """What training changes; leading axis A everywhere.
+class GroupState:
+    """What training changes of one group; leading axis S everywhere.
 
     Attributes:
-      trainable: weights (mode "full") or adapters (mode "lora").
+      trainable: weights, or adapters (mode "lora").
       opt_state: of Optax.
-      beta: [A] float32, the coefficient of the KL.
-      updates: [A] int32, optimiser steps taken.
-      skipped: [A] int32, updates refused because the gradient was not finite.
+      updates: [S] int32, optimiser steps taken.
+      skipped: [S] int32, updates refused because the gradient was not finite.
     """
 
     trainable: Any
     opt_state: Any
-    beta: Any
     updates: Any
     skipped: Any
 
 
-def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping and AdamW without its learning rate, which differs by agent."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
-        optax.add_decayed_weights(config.weight_decay),
-    )
+@chex.dataclass(frozen=True)
+class TeamState:
+    """What training changes.
+
+    Attributes:
+      groups: a GroupState each; None for a group that is not trained.
+      beta: [A] float32, the coefficient of each agent's KL.
+    """
+
+    groups: Any
+    beta: Any
+
+    @property
+    def trainable(self) -> tuple[Any, ...]:
+        """The trained weights by group."""
+        return tuple(g.trainable if g is not None else None for g in self.groups)
+
+
+class Schedule(NamedTuple):
+    """Peak learning rates, and the shape of their course; [S] each, float32 but for
+    `total`, the optimiser steps that it is laid out for."""
+
+    rate: Any
+    total: Any
+    warmup: Any
+    final: Any
 
 
 def estimated_updates(config: Config) -> np.ndarray:
@@ -82,42 +105,80 @@ def estimated_updates(config: Config) -> np.ndarray:
     return np.asarray(counts, np.int32)
 
 
-def init_state(trainable: Any, config: Config, mesh: Mesh) -> TeamState:
-    """A fresh state around `trainable`, its optimiser states placed alike."""
-    tx = optimizer(config.optimizer)
-    agents = len(config.agents)
-    placed = state_shardings(trainable, config, mesh)
-    opt_state = jax.jit(jax.vmap(tx.init), out_shardings=placed.opt_state)(trainable)
+def make_schedule(policy: Policy, config: Config) -> Schedule:
+    """Of one group, in NumPy."""
+    totals = estimated_updates(config)
+    if config.optimizer.total_updates:
+        totals = np.full_like(totals, config.optimizer.total_updates)
 
-    def full(value: float, dtype: Any) -> jax.Array:
-        return jax.device_put(np.full((agents,), value, dtype), placed.updates)
+    def of(values: Any, dtype: Any) -> np.ndarray:
+        mine = np.asarray(values, dtype)[list(policy.members)]
+        return (
+            mine if policy.sets > 1 or policy.agents == 1 else mine.max(keepdims=True)
+        )
 
-    return TeamState(
-        trainable=trainable,
-        opt_state=opt_state,
-        beta=full(config.kl.beta, np.float32),
-        updates=full(0, np.int32),
-        skipped=full(0, np.int32),
+    return Schedule(
+        rate=of(per_agent.learning_rates(config), np.float32),
+        total=of(totals, np.int32),
+        warmup=of(per_agent.warmup_fractions(config), np.float32),
+        final=of(per_agent.final_fractions(config), np.float32),
     )
 
 
-def state_shardings(trainable: Any, config: Config, mesh: Mesh) -> TeamState:
-    """The placement of every leaf: moments lie where their parameters lie."""
-    tx = optimizer(config.optimizer)
-    where = jax.tree.map(lambda x: x.sharding, trainable)
-    by_agent = NamedSharding(mesh, PartitionSpec("agent"))
-    return TeamState(
-        trainable=where,
-        opt_state=optax.tree_utils.tree_map_params(
-            tx,
-            lambda _, s: s,
+def state_shapes(team: Team, config: Config, mesh: Mesh) -> TeamState:
+    """The whole state as ShapeDtypeStructs that say where each leaf lies: moments lie
+    where their parameters lie."""
+    tx = optimizers.optimizer(config.optimizer)
+    dtype = jnp.dtype(config.param_dtype)
+
+    def one(policy: Policy) -> GroupState | None:
+        if not policy.trainable:
+            return None
+        trainable, _ = policies.placed_shapes(policy, mesh, dtype)
+        lead = meshlib.Layout(mesh).sharding(policy.layout.agent_axis)
+        where = optimizers.state_shardings(tx, trainable, lead)
+        opt_state = jax.tree.map(
+            lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w),
             jax.eval_shape(jax.vmap(tx.init), trainable),
             where,
-            transform_non_params=lambda _: by_agent,
-        ),
-        beta=by_agent,
-        updates=by_agent,
-        skipped=by_agent,
+        )
+        count = jax.ShapeDtypeStruct((policy.sets,), jnp.int32, sharding=lead)
+        return GroupState(
+            trainable=trainable, opt_state=opt_state, updates=count, skipped=count
+        )
+
+    whole = meshlib.replicated(mesh)
+    return TeamState(
+        groups=tuple(one(policy) for policy in team),
+        beta=jax.ShapeDtypeStruct((len(config.agents),), jnp.float32, sharding=whole),
+    )
+
+
+def init_state(
+    trainable: Sequence[Any], team: Team, config: Config, mesh: Mesh
+) -> TeamState:
+    """A fresh state around the groups' `trainable`."""
+    tx = optimizers.optimizer(config.optimizer)
+    shapes = state_shapes(team, config, mesh)
+
+    def one(weights: Any, like: GroupState | None) -> GroupState | None:
+        if like is None:
+            return None
+        where = jax.tree.map(lambda s: s.sharding, like)
+        zeros = np.zeros(like.updates.shape, np.int32)
+        return GroupState(
+            trainable=weights,
+            opt_state=jax.jit(jax.vmap(tx.init), out_shardings=where.opt_state)(
+                weights
+            ),
+            updates=meshlib.place(zeros, where.updates),
+            skipped=meshlib.place(zeros, where.skipped),
+        )
+
+    beta = np.asarray(per_agent.kl_betas(config), np.float32)
+    return TeamState(
+        groups=tuple(map(one, trainable, shapes.groups)),
+        beta=meshlib.place(beta, shapes.beta.sharding),
     )
 
 
@@ -127,135 +188,211 @@ class Learner:
     Everything is compiled ahead of time: another shape raises, nothing recompiles.
 
     Raises:
-      ConfigError: packing.rows does not divide the mesh.
+      ConfigError: packing.rows does not divide the mesh, or nobody is to be trained.
     """
 
-    def __init__(self, policy: Policy, config: Config, mesh: Mesh):
-        rows = (config.packing.rows,)
-        meshlib.check_divides(mesh, "config.packing.rows", rows, ("batch",))
-        self._policy = policy
+    def __init__(self, team: Team, config: Config, mesh: Mesh):
+        if not any(policy.trainable for policy in team):
+            raise ConfigError(
+                "config.agents: none is trainable; set trainable=True for at least one"
+            )
+        for policy in team:
+            rows, ways = config.packing.rows, policy.layout.ways
+            if rows % ways:
+                raise ConfigError(
+                    f"config.packing.rows={rows} does not divide the {ways} devices of "
+                    f"the mesh axes {policy.layout.row_axes}; make it a multiple"
+                )
+        self._team = team
         self._config = config
         self._mesh = mesh
-        self._by_agent = NamedSharding(mesh, PartitionSpec("agent"))
-        rates = [a.learning_rate for a in config.agents.values()]
-        totals = estimated_updates(config)
-        if config.optimizer.total_updates:
-            totals = np.full_like(totals, config.optimizer.total_updates)
-        self._peaks = jax.device_put(
-            (np.asarray(rates, np.float32), totals), self._by_agent
+        self._whole = meshlib.replicated(mesh)
+        self._trains = [g for g, policy in enumerate(team) if policy.trainable]
+        betas = np.asarray(per_agent.kl_betas(config))
+        self._refers = [g for g in self._trains if betas[list(team[g].members)].any()]
+        self._schedule: Any = tuple(
+            make_schedule(policy, config) if policy.trainable else None
+            for policy in team
         )
-        self._score: Callable | None = None
+        self._run: dict[str, Callable] = {}
+
+    def _schedule_shapes(self) -> tuple[Schedule | None, ...]:
+        def one(policy: Policy, schedule: Schedule | None) -> Schedule | None:
+            where = meshlib.Layout(self._mesh).sharding(policy.layout.agent_axis)
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+                schedule,
+            )
+
+        return tuple(map(one, self._team, self._schedule))
 
     @property
     def shape(self) -> Shape:
         """The shapes that `batch.pack` must fill: room for every agent's most."""
-        config, policy = self._config, self._policy
-        turns = max(a.max_turns for a in config.agents.values())
+        config = self._config
+        agents = list(config.agents.values())
         rollouts = config.data.prompts_per_step * config.data.samples_per_prompt
-        per_lane = config.optimizer.actions_per_update * policy.agents // policy.lanes
+
+        def group(policy: Policy) -> GroupShape:
+            size = config.optimizer.actions_per_update
+            per_lane = size * policy.agents // policy.lanes
+            return GroupShape(
+                members=policy.members,
+                trained=frozenset(m for m in policy.members if agents[m].trainable),
+                lanes=policy.lanes,
+                microbatches=-(-per_lane // config.packing.rows),
+            )
+
         return Shape(
-            actions=rollouts * turns,
-            action_tokens=max(a.max_new_tokens for a in config.agents.values()),
-            lanes=policy.lanes,
-            microbatches=-(-per_lane // config.packing.rows),
+            actions=rollouts * max(a.max_turns for a in agents),
+            action_tokens=max(a.max_new_tokens for a in agents),
             packing=config.packing,
+            groups=tuple(map(group, self._team)),
         )
 
-    def _rows_sharding(self) -> NamedSharding:
-        lanes = self._policy.mode == "full"
-        return meshlib.batch_sharding(self._mesh, agent_axis=lanes, rows_axis=2)
+    def _rows(self, group: int) -> Any:
+        """Where a [W, M, R, ...] array of a group lies."""
+        layout = self._team[group].layout
+        return meshlib.Layout(self._mesh).sharding(
+            layout.agent_axis, None, layout.row_axes
+        )
 
-    def _batch_shapes(self) -> TrainBatch:
-        where = self._rows_sharding()
+    def _batch_shapes(self, group: int) -> TrainBatch:
+        where, shape = self._rows(group), self.shape
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            batches.blank(self.shape),
+            batches.blank(shape.packing, shape.groups[group]),
         )
 
-    def warm_up(self, state: TeamState, frozen: Any) -> None:
-        """Compiles everything for weights shaped and placed like these."""
-        config, policy = self._config, self._policy
+    def lowered(
+        self, state: TeamState, frozen: Sequence[Any]
+    ) -> dict[str, jax.stages.Lowered]:
+        """Every program of the learning half, for weights shaped and placed like these.
 
-        def shapes(tree: Any) -> Any:
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-                tree,
+        Args:
+          state: of arrays, or as `state_shapes` gives it.
+          frozen: by group.
+
+        Returns:
+          By name: "credit", "update", and by group "reference/0", "logprobs/0".
+        """
+        config, team, whole = self._config, self._team, self._whole
+        state, frozen = meshlib.shapes_of((state, tuple(frozen)))
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+        rows = {g: self._batch_shapes(g) for g in self._trains}
+        bases = self._bases(frozen)
+        out = {}
+        for g in self._refers:
+            reference = jax.jit(
+                functools.partial(reference_logprobs, team[g]), out_shardings=whole
             )
-
-        weights, batch = shapes(state), self._batch_shapes()
-        base = shapes(frozen)
-        count = jax.ShapeDtypeStruct((), jnp.int32)
-        rows = self._rows_sharding()
-        if config.kl.beta:
-            reference = functools.partial(reference_logprobs, policy)
-            compiled = jax.jit(reference, out_shardings=rows)
-            self._reference = compiled.lower(base, batch, count).compile()
-        base = base if policy.mode == "lora" else None
+            out[f"reference/{g}"] = reference.lower(frozen[g], rows[g], count)
         if config.objective.old_logprobs == "recompute":
-            score = jax.jit(
-                functools.partial(team_logprobs, policy), out_shardings=rows
-            )
-            self._score = score.lower(weights.trainable, base, batch, count).compile()
+            for g in self._trains:
+                score = jax.jit(
+                    functools.partial(group_logprobs, team[g]), out_shardings=whole
+                )
+                own = state.groups[g].trainable
+                out[f"logprobs/{g}"] = score.lower(own, bases[g], rows[g], count)
         update = jax.jit(
-            functools.partial(team_update, policy, config),
+            functools.partial(team_update, team, config),
             donate_argnums=(0,),
-            out_shardings=(
-                state_shardings(state.trainable, config, self._mesh),
-                self._by_agent,
-            ),
+            out_shardings=(jax.tree.map(lambda s: s.sharding, state), whole),
         )
-        peaks = shapes(self._peaks)
-        self._update = update.lower(weights, base, batch, count, *peaks).compile()
-        credit_fn = jax.jit(
-            functools.partial(team_advantages, config), out_shardings=self._by_agent
+        everyone = range(len(team))
+        out["update"] = update.lower(
+            state,
+            bases,
+            tuple(rows.get(g) for g in everyone),
+            tuple(count if g in rows else None for g in everyone),
+            self._schedule_shapes(),
         )
-        a, n, c = policy.agents, self.shape.actions, self.shape.action_tokens
+        advantages = jax.jit(
+            functools.partial(team_advantages, config), out_shardings=whole
+        )
+        a, n, c = len(config.agents), self.shape.actions, self.shape.action_tokens
 
         def of(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=self._by_agent)
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
         ids = of(a, n, dtype=jnp.int32)
-        self._advantages = credit_fn.lower(
+        out["credit"] = advantages.lower(
             of(a), of(a, n), of(a, n, c), of(a, n, c), ids, ids
-        ).compile()
-
-    def _placed(self, batch: TrainBatch) -> TrainBatch:
-        return jax.device_put(batch, self._rows_sharding())
-
-    def _over(self, compiled: Callable, packed: Packed, *weights: Any) -> np.ndarray:
-        """Scores of all actions, [A, N, C]; 0 where there is no token."""
-        out = np.zeros_like(packed.actions.behaviour)
-        for part in packed.minibatches:
-            batch = self._placed(part.batch)
-            found = compiled(*weights, batch, np.int32(part.count))
-            part.gather(np.asarray(found), out)
+        )
         return out
 
-    def assign_credit(self, state: TeamState, frozen: Any, packed: Packed) -> Packed:
+    def warm_up(self, state: TeamState, frozen: Sequence[Any]) -> None:
+        """Compiles everything for weights shaped and placed like these."""
+        lowered = self.lowered(state, frozen)
+        self._run = {name: program.compile() for name, program in lowered.items()}
+        self._schedule = jax.tree.map(
+            lambda x, like: meshlib.place(x, like.sharding),
+            *(self._schedule, self._schedule_shapes()),
+        )
+
+    def _bases(self, frozen: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(
+            base if policy.mode == "lora" else None
+            for policy, base in zip(self._team, frozen, strict=True)
+        )
+
+    def _placed(self, batch: TrainBatch, group: int) -> TrainBatch:
+        where = self._rows(group)
+        return jax.tree.map(lambda x: meshlib.place(x, where), batch)
+
+    def _count(self, part: Minibatch) -> jax.Array:
+        return meshlib.place(np.int32(part.count), self._whole)
+
+    def _over(
+        self, name: str, groups: Sequence[int], packed: Packed, weights: Callable
+    ) -> np.ndarray:
+        """Scores of all actions, [A, N, C]; 0 where there is no token.
+
+        `weights` gives a group's, as its program takes them.
+        """
+        out = np.zeros_like(packed.actions.behaviour)
+        for step in packed.minibatches:
+            for g in groups:
+                batch, count = self._placed(step[g].batch, g), self._count(step[g])
+                found = self._run[f"{name}/{g}"](*weights(g), batch, count)
+                step[g].gather(np.asarray(found), out)
+        return out
+
+    def assign_credit(
+        self, state: TeamState, frozen: Sequence[Any], packed: Packed
+    ) -> Packed:
         """Fills in reference and old log-probabilities and the advantages.
 
         The reference forward is skipped where the KL has no weight; the reported KL
-        is then 0.
+        is then 0. Credit is worked out whole on every device: its statistics are of
+        all rows, and its arrays are small.
         """
         config, actions = self._config, packed.actions
-        reference = old = actions.behaviour
+        old = actions.behaviour
         importance = np.ones_like(old)
-        if config.kl.beta:
-            reference = self._over(self._reference, packed, frozen)
-        if self._score is not None:
-            base = frozen if self._policy.mode == "lora" else None
-            old = self._over(self._score, packed, state.trainable, base)
+        bases = self._bases(frozen)
+        if config.objective.old_logprobs == "recompute":
+            old = self._over(
+                *("logprobs", self._trains, packed),
+                lambda g: (state.groups[g].trainable, bases[g]),
+            )
             drift = np.exp(actions.mask * (old - actions.behaviour))
             importance = np.minimum(drift, config.objective.is_truncation)
-        kl = actions.mask * (old - reference)
-        advantage = np.asarray(
-            self._advantages(
-                *(state.beta, actions.reward, kl),
-                *(actions.mask, actions.group, actions.kind),
+        reference = old.copy()
+        members = [m for g in self._refers for m in self._team[g].members]
+        if members:
+            found = self._over(
+                "reference", self._refers, packed, lambda g: (frozen[g],)
             )
-        )
+            reference[members] = found[members]
+        kl = actions.mask * (old - reference)
+        inputs = (actions.reward, kl, actions.mask, actions.group, actions.kind)
+        inputs = jax.tree.map(lambda x: meshlib.place(x, self._whole), inputs)
+        advantage = np.asarray(self._run["credit"](state.beta, *inputs))
 
-        def filled(part: Minibatch) -> Minibatch:
+        def filled(part: Minibatch | None) -> Minibatch | None:
+            if part is None:
+                return None
             batch = part.batch.replace(
                 reference=part.scatter(reference),
                 old=part.scatter(old),
@@ -264,11 +401,11 @@ class Learner:
             )
             return dataclasses.replace(part, batch=batch)
 
-        parts = tuple(filled(part) for part in packed.minibatches)
-        return dataclasses.replace(packed, minibatches=parts)
+        steps = tuple(tuple(map(filled, step)) for step in packed.minibatches)
+        return dataclasses.replace(packed, minibatches=steps)
 
     def update(
-        self, state: TeamState, frozen: Any, packed: Packed
+        self, state: TeamState, frozen: Sequence[Any], packed: Packed
     ) -> tuple[TeamState, dict[str, np.ndarray]]:
         """`optimizer.epochs` passes over the batch, an optimiser step per mini-batch.
 
@@ -277,17 +414,20 @@ class Learner:
         Returns:
           The new state, and per-agent metrics [A], means over tokens or over updates.
         """
-        base = frozen if self._policy.mode == "lora" else None
+        bases = self._bases(frozen)
         sums = []
-        for part in packed.minibatches * self._config.optimizer.epochs:
-            batch, count = self._placed(part.batch), np.int32(part.count)
-            state, metrics = self._update(state, base, batch, count, *self._peaks)
+        for step in packed.minibatches * self._config.optimizer.epochs:
+            rows = tuple(p and self._placed(p.batch, g) for g, p in enumerate(step))
+            counts = tuple(p and self._count(p) for p in step)
+            state, metrics = self._run["update"](
+                state, bases, rows, counts, self._schedule
+            )
             sums.append(metrics)
-        metrics = _summary(jax.device_get(sums), self._policy.agents)
+        metrics = _summary(jax.device_get(sums), len(self._config.agents))
         metrics["beta"] = np.asarray(state.beta)
         if self._config.kl.target:
             beta = next_beta(metrics, self._config.kl)
-            state = state.replace(beta=jax.device_put(beta, self._by_agent))
+            state = state.replace(beta=meshlib.place(beta, self._whole))
         return state, metrics
 
 
@@ -337,33 +477,22 @@ def team_advantages(config: Config, beta, reward, kl, mask, group, kind) -> jax.
     return jax.vmap(one)(reward, kl, mask, group, kind, beta=beta)
 
 
-def _over_lanes(policy: Policy, function: Callable, in_axes: Any) -> Callable:
-    name = "agent" if policy.mode == "full" else None
-    return jax.vmap(function, in_axes=in_axes, spmd_axis_name=name)
+def group_logprobs(policy: Policy, trainable, base, batch: TrainBatch, count):
+    """Log-probabilities under a group's policies being trained: [W, M, R, C]."""
 
-
-def _lane(policy: Policy, trainable: Any) -> Any:
-    """Gives adapters, which all agents' rows share, the lane axis of size one."""
-    if policy.mode == "full":
-        return trainable
-    return jax.tree.map(lambda p: p[None], trainable)
-
-
-def team_logprobs(policy: Policy, trainable, base, batch: TrainBatch, count):
-    """Log-probabilities under the policies being trained: [W, M, R, C]."""
-
-    def lane(own, rows):
+    def lane(own, scales, rows):
         def one(part):
-            params, adapters = policy.for_training(own, base, part.agent)
+            params, adapters = policy.for_training(own, base, scales, part.agent)
             return objective.action_logprobs(policy, params, adapters, part)
 
         return _map_some(one, rows, count)
 
-    return _over_lanes(policy, lane, (0, 0))(_lane(policy, trainable), batch)
+    over = policy.layout.over_agents(lane)
+    return over(policy.in_lanes(trainable), _lane_scales(policy), batch)
 
 
 def reference_logprobs(policy: Policy, frozen, batch: TrainBatch, count) -> jax.Array:
-    """Log-probabilities under the reference policy: [W, M, R, C]."""
+    """Log-probabilities under a group's reference policy: [W, M, R, C]."""
 
     def lane(params, rows):
         def one(part):
@@ -372,7 +501,14 @@ def reference_logprobs(policy: Policy, frozen, batch: TrainBatch, count) -> jax.
         return _map_some(one, rows, count)
 
     axis = 0 if policy.stacked_reference else None
-    return _over_lanes(policy, lane, (axis, 0))(frozen, batch)
+    return policy.layout.over_agents(lane, (axis, 0))(frozen, batch)
+
+
+def _lane_scales(policy: Policy) -> jax.Array | None:
+    """The adapters' scales by lane, [W, agents of a lane]."""
+    if policy.mode != "lora":
+        return None
+    return jnp.asarray(policy.scales()).reshape(policy.lanes, -1)
 
 
 def _map_some(function: Callable, batch: TrainBatch, count) -> jax.Array:
@@ -392,51 +528,91 @@ SUMS = ("loss", "kl", "clip_fraction", "mismatch", "entropy", "tokens")
 
 
 def team_update(
-    policy: Policy, config: Config, state: TeamState, base, batch, count, rates, totals
+    team: Team, config: Config, state: TeamState, bases, batch, count, schedule
 ) -> tuple[TeamState, dict[str, jax.Array]]:
     """One optimiser step of every agent.
 
     Args:
-      policy, config: static.
+      team, config: static.
       state: of the team.
-      base: the frozen base weights (mode "lora") or None.
-      batch: a mini-batch, [W, M, R, ...].
-      count: [] int32: only the first so many micro-batches hold anything. The number
-        of turns of the accumulation loop, so empty ones cost nothing.
-      rates: [A] float32 peak learning rates.
-      totals: [A] int32 optimiser steps of the schedule.
+      bases: by group: the frozen base weights (mode "lora") or None.
+      batch: by group: a mini-batch, [W, M, R, ...], or None.
+      count: by group, [] int32: only the first so many micro-batches hold anything. The
+        number of turns of the accumulation loop, so empty ones cost nothing.
+      schedule: by group.
 
     Returns:
       The new state and sums per agent, [A].
     """
-    grad = functools.partial(lane_gradient, policy, config)
-    grads, sums = _over_lanes(policy, grad, (0, None, None, 0, None))(
-        _lane(policy, state.trainable), state.beta, base, batch, count
-    )
-    # Sums are per lane and agent; an agent's own lane holds all that it has.
-    sums = {name: value.sum(0) for name, value in sums.items()}
-    if policy.mode == "lora":
-        grads = jax.tree.map(lambda g: g[0], grads)
+    groups, found = [], {}
+    for g, policy in enumerate(team):
+        if not policy.trainable:
+            groups.append(None)
+            continue
+        beta = state.beta[np.asarray(policy.members)]
+        new, sums = group_update(
+            policy,
+            config,
+            *(state.groups[g], beta, bases[g], batch[g], count[g], schedule[g]),
+        )
+        groups.append(new)
+        for name, values in sums.items():
+            whole = found.get(name, jnp.zeros(state.beta.shape, values.dtype))
+            found[name] = whole.at[np.asarray(policy.members)].set(values)
+    return state.replace(groups=tuple(groups)), found
+
+
+def group_update(
+    policy: Policy,
+    config: Config,
+    state: GroupState,
+    beta,
+    base,
+    batch: TrainBatch,
+    count,
+    schedule: Schedule,
+) -> tuple[GroupState, dict[str, jax.Array]]:
+    """`team_update` of one group; the sums are per member."""
+    grads, sums = group_gradient(policy, config, state, beta, base, batch, count)
     step = functools.partial(agent_step, config.optimizer)
-    state, extra = jax.vmap(step, spmd_axis_name="agent")(
-        state, grads, sums["tokens"], rates, totals
-    )
+    shared = policy.mode == "shared"
+    tokens = sums["tokens"].sum(keepdims=True) if shared else sums["tokens"]
+    over = policy.layout.over_agents(step)
+    state, extra = over(state, grads, tokens, schedule)
+    extra = {k: jnp.broadcast_to(v, (policy.agents,)) for k, v in extra.items()}
     return state, sums | extra
 
 
-def lane_gradient(policy: Policy, config: Config, trainable, beta, base, batch, count):
+def group_gradient(
+    policy: Policy, config: Config, state: GroupState, beta, base, batch, count
+) -> tuple[Any, dict[str, jax.Array]]:
+    """A group's gradients [S, ...], and sums per member."""
+
+    def lane(own, scales, rows):
+        return lane_gradient(policy, config, own, scales, beta, base, rows, count)
+
+    grads, sums = policy.layout.over_agents(lane)(
+        policy.in_lanes(state.trainable), _lane_scales(policy), batch
+    )
+    # Sums are per lane and agent; an agent's own lane holds all that it has.
+    return policy.out_of_lanes(grads), {k: v.sum(0) for k, v in sums.items()}
+
+
+def lane_gradient(
+    policy: Policy, config: Config, trainable, scales, beta, base, batch, count
+) -> tuple[Any, dict[str, jax.Array]]:
     """Gradient and metric sums of one lane, accumulated over its micro-batches.
 
     Returns:
-      A tree like `trainable`, float32, and a dict of [A] sums.
+      A tree like `trainable`, float32, and a dict of sums by member of the group.
     """
 
     def loss_fn(own, rows):
-        params, adapters = policy.for_training(own, base, rows.agent)
+        params, adapters = policy.for_training(own, base, scales, rows.agent)
         logp = objective.action_logprobs(policy, params, adapters, rows)
         logp = jnp.where(rows.mask > 0, logp, 0.0)
         loss, clipped = objective.surrogate(logp, rows, config.objective)
-        if config.kl.place == "loss" and config.kl.beta:
+        if config.kl.place == "loss":
             loss += beta[rows.agent][:, None] * objective.k3(logp, rows.reference)
         per_row = {
             "loss": (rows.weight * loss).sum(1),
@@ -466,8 +642,8 @@ def lane_gradient(policy: Policy, config: Config, trainable, beta, base, batch, 
 
 
 def agent_step(
-    config: OptimizerConfig, state: TeamState, grads, tokens, rate, total
-) -> tuple[TeamState, dict[str, jax.Array]]:
+    config: OptimizerConfig, state: GroupState, grads, tokens, schedule: Schedule
+) -> tuple[GroupState, dict[str, jax.Array]]:
     """Clips and applies one agent's gradient; arrays have no agent axis.
 
     Without tokens, or with a gradient that is not finite, nothing changes.
@@ -475,8 +651,10 @@ def agent_step(
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(norm)
     used = finite & (tokens > 0)
-    rate = rate * schedule_share(config, state.updates, total)
-    step, opt_state = optimizer(config).update(grads, state.opt_state, state.trainable)
+    rate, *course = schedule
+    rate = rate * schedule_share(state.updates, *course)
+    tx = optimizers.optimizer(config)
+    step, opt_state = tx.update(grads, state.opt_state, state.trainable)
     trainable = jax.tree.map(
         lambda p, u: (p - rate * u).astype(p.dtype), state.trainable, step
     )
@@ -498,7 +676,7 @@ def agent_step(
     }
 
 
-def schedule_share(config: OptimizerConfig, taken, total) -> jax.Array:
+def schedule_share(taken, total, warmup_fraction, final_fraction) -> jax.Array:
     """Share of the peak learning rate after `taken` of `total` updates.
 
     Linear warm-up over the first `warmup_fraction`, then a cosine down to
@@ -507,9 +685,9 @@ def schedule_share(config: OptimizerConfig, taken, total) -> jax.Array:
     """
     taken = jnp.asarray(taken, jnp.float32) + 1
     total = jnp.maximum(jnp.asarray(total, jnp.float32), 1)
-    warmup = jnp.round(config.warmup_fraction * total)
+    warmup = jnp.round(warmup_fraction * total)
     rising = taken / jnp.maximum(warmup, 1)
     done = jnp.clip((taken - warmup) / jnp.maximum(total - warmup, 1), 0, 1)
-    final = config.final_fraction
+    final = final_fraction
     falling = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
     return jnp.where(taken <= warmup, rising, falling)

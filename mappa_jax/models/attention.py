@@ -69,17 +69,17 @@ def attend_cache(
     does not depend on how long its neighbours are.
 
     Returns:
-      [N, K, G, H], in the dtype of `v`.
+      [N, K, G, H], in the dtype of `q`; the cache may have another.
     """
     _, n, kv_heads, _, head_dim = k_LxNxKxSxH.shape
     size = (1, n, kv_heads, block, head_dim)
-    zero = jnp.zeros((), jnp.int32)
+    zero, dtype = jnp.zeros((), jnp.int32), q_NxKxGxH.dtype
 
     def body(carry):
         j, top, total, out = carry
         start = (layer, zero, zero, j * block, zero)
-        k = jax.lax.dynamic_slice(k_LxNxKxSxH, start, size)[0]
-        v = jax.lax.dynamic_slice(v_LxNxKxSxH, start, size)[0]
+        k = jax.lax.dynamic_slice(k_LxNxKxSxH, start, size)[0].astype(dtype)
+        v = jax.lax.dynamic_slice(v_LxNxKxSxH, start, size)[0].astype(dtype)
         scores = jnp.einsum(
             "nkgh,nksh->nkgs", q_NxKxGxH, k, preferred_element_type=jnp.float32
         )
@@ -104,4 +104,4 @@ def attend_cache(
         jnp.zeros(q_NxKxGxH.shape, jnp.float32),
     )
     _, _, total, out = jax.lax.while_loop(lambda c: c[0] < blocks, body, start)
-    return (out / total[..., None]).astype(v_LxNxKxSxH.dtype)
+    return (out / total[..., None]).astype(dtype)

@@ -17,15 +17,32 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from mappa_jax.models import attention
 from mappa_jax.models.config import ModelConfig, Rope
+from mappa_jax.parallel.mesh import Layout
 
 ACTIVATIONS = {
     "silu": nn.silu,
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
     "relu": nn.relu,
+}
+
+
+LAYER_INPUT, PROJECTION = "layer_input", "projection"
+_saved = jax.checkpoint_policies
+# What the backward pass keeps of a layer beside its input; the rest is recomputed.
+REMAT: Mapping[str, Any] = {
+    "full": _saved.nothing_saveable,
+    "projections": _saved.save_only_these_names(PROJECTION),
+    "offload": _saved.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -42,14 +59,14 @@ class Adapters(NamedTuple):
     Attributes:
       a: target name -> [L, A, in, R].
       b: target name -> [L, A, R, out].
+      scale_A: [A] float32, alpha / rank.
       row_agent_N: [N] int32 index into A.
-      scale: alpha / rank.
     """
 
     a: Mapping[str, jax.Array]
     b: Mapping[str, jax.Array]
+    scale_A: jax.Array
     row_agent_N: jax.Array
-    scale: float
 
 
 class Context(NamedTuple):
@@ -60,7 +77,7 @@ class Context(NamedTuple):
     rope: tuple[jax.Array, jax.Array]
     local_rope: tuple[jax.Array, jax.Array]
     blocks: jax.Array | None
-    row_agent_N: jax.Array | None
+    adapted: tuple[jax.Array, jax.Array] | None  # scale_A, row_agent_N
 
 
 def init_cache(
@@ -125,31 +142,32 @@ class Dense(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, adapter=None, row_agent_N=None) -> jax.Array:
+    def __call__(self, x, adapter=None) -> jax.Array:
         kernel = self.param(
             "kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features)
         )
         y = x @ kernel.astype(self.dtype)
         if adapter is not None:
-            y += _adapt(x, *adapter, row_agent_N).astype(self.dtype)
+            y += _adapt(x, *adapter).astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y += bias.astype(self.dtype)
-        return y
+        return checkpoint_name(y, PROJECTION)
 
 
-def _adapt(x_NxTxD, a_AxDxR, b_AxRxF, scale, row_agent_N) -> jax.Array:
+def _adapt(x_NxTxD, a_AxDxR, b_AxRxF, scale_A, row_agent_N) -> jax.Array:
     """x A B of each row's own agent, [N, T, F]."""
     a, b = a_AxDxR.astype(x_NxTxD.dtype), b_AxRxF.astype(x_NxTxD.dtype)
     if x_NxTxD.shape[1] > 1:
         # Each row gathers its adapter, so that a row which is not finite reaches
         # no other agent's gradient.
+        scale = scale_A[row_agent_N][:, None, None]
         h = jnp.einsum("ntd,ndr->ntr", x_NxTxD, a[row_agent_N]) * scale
         return jnp.einsum("ntr,nrf->ntf", h.astype(a.dtype), b[row_agent_N])
     # One token: to run all adapters reads less than to gather one for each row.
     h = jnp.einsum("ntd,adr->ntar", x_NxTxD, a)
-    own_NxA = jax.nn.one_hot(row_agent_N, a.shape[0])
-    h *= own_NxA[:, None, :, None].astype(a.dtype) * scale
+    own_NxA = jax.nn.one_hot(row_agent_N, a.shape[0]) * scale_A
+    h *= own_NxA[:, None, :, None].astype(a.dtype)
     return jnp.einsum("ntar,arf->ntf", h, b)
 
 
@@ -160,29 +178,34 @@ class Block(nn.Module):
     dtype: Any
     block: int
     keep_kv: bool
+    layout: Layout
+    rows: tuple[str, ...] | None
 
     @nn.compact
     def __call__(self, carry, per_layer, ctx: Context):
-        cfg = self.cfg
+        cfg, place, rows = self.cfg, self.layout.constrain, self.rows
         x, cache = carry
-        index, sliding, lora_a, lora_b, scale = per_layer
+        index, sliding, lora_a, lora_b = per_layer
+        x = checkpoint_name(place(x, rows, None, None), LAYER_INPUT)
 
         def norm(name, eps=cfg.rms_norm_eps):
             return RMSNorm(eps, cfg.norm_offset, self.dtype, name=name)
 
         def dense(name, features, bias, h):
-            adapter = (lora_a[name], lora_b[name], scale) if name in lora_a else None
-            layer = Dense(features, bias, self.dtype, name=name)
-            return layer(h, adapter, ctx.row_agent_N)
+            adapter = None
+            if name in lora_a:
+                adapter = (lora_a[name], lora_b[name], *ctx.adapted)
+            return Dense(features, bias, self.dtype, name=name)(h, adapter)
 
         n, t, _ = x.shape
         h = norm("attn_norm")(x)
         q = dense("q", cfg.n_heads * cfg.head_dim, cfg.qkv_bias, h)
         k = dense("k", cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias, h)
         v = dense("v", cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias, h)
-        q = q.reshape(n, t, cfg.n_heads, cfg.head_dim)
-        k = k.reshape(n, t, cfg.n_kv_heads, cfg.head_dim)
-        v = v.reshape(n, t, cfg.n_kv_heads, cfg.head_dim)
+        heads = (rows, None, "tensor", None)
+        q = place(q.reshape(n, t, cfg.n_heads, cfg.head_dim), *heads)
+        k = place(k.reshape(n, t, cfg.n_kv_heads, cfg.head_dim), *heads)
+        v = place(v.reshape(n, t, cfg.n_kv_heads, cfg.head_dim), *heads)
         if cfg.qk_norm:
             q, k = norm("q_norm")(q), norm("k_norm")(k)
         table = ctx.rope
@@ -221,9 +244,10 @@ class Block(nn.Module):
         h = norm("mlp_norm")(x)
         gate = ACTIVATIONS[cfg.activation](dense("gate", cfg.d_ff, cfg.mlp_bias, h))
         up = dense("up", cfg.d_ff, cfg.mlp_bias, h)
-        out = dense("down", cfg.d_model, cfg.mlp_bias, gate * up)
+        wide = place(gate * up, rows, None, "tensor")
+        out = dense("down", cfg.d_model, cfg.mlp_bias, wide)
         x += norm("mlp_out_norm")(out) if cfg.post_norms else out
-        return (x, cache), kept
+        return (place(x, rows, None, None), cache), kept
 
 
 def _write(cache: Cache, layer, k_NxKxH, v_NxKxH, positions_N) -> Cache:
@@ -241,14 +265,18 @@ class Decoder(nn.Module):
     Attributes:
       cfg: the architecture.
       dtype: of the compute; parameters keep theirs.
-      remat: recompute each layer in the backward pass.
+      remat: what the backward pass keeps of a layer, of REMAT.
       cache_block: the cache is read in blocks of so many tokens.
+      layout: how arrays lie on the mesh.
+      rows: the mesh axes of the rows' axis.
     """
 
     cfg: ModelConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     cache_block: int = 128
+    layout: Layout = Layout()
+    rows: tuple[str, ...] | None = None
 
     @nn.compact
     def __call__(
@@ -285,32 +313,37 @@ class Decoder(nn.Module):
         )
         if not cfg.tie_embeddings:
             self.param("head", nn.initializers.normal(0.02), embed.shape)
-        x = embed[tokens_NxT].astype(self.dtype)
+        x = self.layout.constrain(embed[tokens_NxT], self.rows, None, None)
+        x = x.astype(self.dtype)
         x *= jnp.asarray(cfg.embed_scale, self.dtype)
         table = rope_table(cfg.rope, cfg.head_dim, positions_NxT)
         local = table
         if cfg.local_rope is not None:
             local = rope_table(cfg.local_rope, cfg.head_dim, positions_NxT)
-        lora_a, lora_b, scale, row_agent = {}, {}, 0.0, None
+        lora_a, lora_b, adapted = {}, {}, None
         if adapters is not None:
-            lora_a, lora_b, scale = adapters.a, adapters.b, adapters.scale
-            row_agent = adapters.row_agent_N
+            lora_a, lora_b = adapters.a, adapters.b
+            adapted = (adapters.scale_A, adapters.row_agent_N)
         per_layer = (
             jnp.arange(cfg.n_layers, dtype=jnp.int32),
             jnp.asarray(cfg.sliding_layers),
             lora_a,
             lora_b,
-            jnp.full((cfg.n_layers,), scale, jnp.float32),
         )
-        ctx = Context(positions_NxT, ends_NxT, table, local, blocks, row_agent)
-        layer = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        ctx = Context(positions_NxT, ends_NxT, table, local, blocks, adapted)
+        layer = Block
+        if self.remat != "none":
+            layer = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=cfg.n_layers,
-        )(cfg, self.dtype, self.cache_block, keep_kv, name="layers")
+        )(
+            *(cfg, self.dtype, self.cache_block, keep_kv, self.layout, self.rows),
+            name="layers",
+        )
         (x, cache), kept = layers((x, cache), per_layer, ctx)
         norm = RMSNorm(cfg.rms_norm_eps, cfg.norm_offset, self.dtype, name="final_norm")
         return norm(x), kept if cache is None else cache

@@ -1,16 +1,20 @@
-"""The team's weights as one object: what is trained, what is frozen, who uses what.
+"""The team's weights: what is trained, what is frozen, who uses what.
 
-mode "full": every agent has its own weights, stacked on a leading agent axis; the
-reference policy is a frozen copy of the initial ones.
-mode "lora": one frozen base for all, an adapter per agent on a leading agent axis;
-the reference policy is the base with adapters off and costs no memory.
+mode "full": every agent has its own weights, stacked on a leading axis; the reference
+policy is a frozen copy of the initial ones.
+mode "lora": one frozen base for all, an adapter per agent on a leading axis; the
+reference policy is the base with adapters off and costs no memory.
+mode "shared": one set of weights plays every role; its stack has the size one.
+
+Agents of unlike architecture, and in mode "full" those that are not trained, stand
+apart in groups: each is one stack, and has a Policy of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,86 +28,177 @@ from mappa_jax.models import hf
 from mappa_jax.models.config import ModelConfig
 from mappa_jax.models.decoder import Adapters, Decoder
 from mappa_jax.parallel import mesh as meshlib
+from mappa_jax.parallel.mesh import Layout
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """The static half of the team's policies.
+    """The static half of one group of agents.
 
     Attributes:
-      cfg: the architecture, one for all agents.
-      mode: "full" or "lora".
-      agents: the number of agents, A.
-      lora: rank, alpha and targets (mode "lora").
+      cfg: the architecture.
+      mode: "full", "lora" or "shared".
+      members: the agents' places in the team.
+      lora: alpha and targets (mode "lora").
       dtype: of the compute.
-      remat: recompute layers in the backward pass.
+      remat: what the backward pass keeps, of decoder.REMAT, or "none".
+      mesh: where the group lives; None: one device.
+      ranks: of each member's adapter (mode "lora").
+      trainable: whether any member is trained.
+      reference: the reference policy is needed (mode "full" and "shared").
       stacked_reference: mode "full": agents start from different weights, so the
         reference has an agent axis too.
     """
 
     cfg: ModelConfig
-    mode: Literal["full", "lora"]
-    agents: int
+    mode: Literal["full", "lora", "shared"]
+    members: tuple[int, ...]
     lora: LoRAConfig
     dtype: Any
-    remat: bool
+    remat: str = "none"
+    mesh: Mesh | None = None
+    ranks: tuple[int, ...] = ()
+    trainable: bool = True
+    reference: bool = True
     stacked_reference: bool = False
 
-    def decoder(self, **options: Any) -> Decoder:
-        return Decoder(self.cfg, dtype=self.dtype, **options)
+    @property
+    def agents(self) -> int:
+        return len(self.members)
 
     @property
-    def scale(self) -> float:
-        return self.lora.alpha / self.lora.rank
+    def layout(self) -> Layout:
+        return Layout(self.mesh, apart=self.mode != "shared")
+
+    @property
+    def sets(self) -> int:
+        """How many sets of weights there are."""
+        return 1 if self.mode == "shared" else self.agents
 
     @property
     def lanes(self) -> int:
-        """How many stacks of rows the model runs side by side, see learning/batch."""
-        return self.agents if self.mode == "full" else 1
+        """How many stacks of rows the update runs side by side, see learning/batch."""
+        return {"full": self.agents, "lora": self.layout.slices, "shared": 1}[self.mode]
+
+    @property
+    def pools(self) -> int:
+        """How many sets of slots the sampler has; with adapters agents share one."""
+        return self.agents // self.layout.slices if self.mode == "full" else 1
+
+    def decoder(self, *, rows: tuple[str, ...] | None, **options: Any) -> Decoder:
+        """The model; `rows` are the mesh axes of its rows' axis."""
+        return Decoder(
+            self.cfg, dtype=self.dtype, layout=self.layout, rows=rows, **options
+        )
+
+    def scales(self) -> np.ndarray:
+        """[agents] float32, alpha / rank of each adapter."""
+        return np.float32(self.lora.alpha) / np.asarray(self.ranks, np.float32)
+
+    def lane_of(self, agent: int) -> int:
+        """The lane of an agent, counted within the group."""
+        return agent // (self.agents // self.lanes)
+
+    def in_lanes(self, trainable: Any) -> Any:
+        """The trained tree with a leading axis of lanes, as `for_training` takes it.
+
+        Mode "lora": [lanes, agents of a lane, ...].
+        """
+        if self.mode != "lora":
+            return trainable
+        return jax.tree.map(
+            lambda p: p.reshape(self.lanes, -1, *p.shape[1:]), trainable
+        )
+
+    def out_of_lanes(self, grads: Any) -> Any:
+        """The inverse of `in_lanes`."""
+        if self.mode != "lora":
+            return grads
+        return jax.tree.map(lambda p: p.reshape(-1, *p.shape[2:]), grads)
+
+    def adapters(self, own: Any, scale_A: jax.Array, row_agent: jax.Array) -> Adapters:
+        """The adapters of one lane.
+
+        Args:
+          own: the lane's adapters, leading axis A: its agents.
+          scale_A: [A] float32.
+          row_agent: [N] int32, each row's agent, counted within the group.
+        """
+        a = {name: leaf["a"].swapaxes(0, 1) for name, leaf in own.items()}
+        b = {name: leaf["b"].swapaxes(0, 1) for name, leaf in own.items()}
+        return Adapters(a, b, scale_A, row_agent % scale_A.shape[0])
 
     def for_training(
-        self, trainable: Any, frozen: Any, row_agent: jax.Array
+        self, own: Any, frozen: Any, scale_A: jax.Array | None, row_agent: jax.Array
     ) -> tuple[Any, Adapters | None]:
         """Parameters and adapters of one lane.
 
         Args:
-          trainable: mode "full": one agent's weights; mode "lora": all adapters, with
-            their agent axis.
+          own: mode "lora": the lane's adapters; else one set of weights.
           frozen: the base (mode "lora").
-          row_agent: [R] int32, which agent's adapter each row uses.
+          scale_A: [A] float32, of the lane's adapters (mode "lora").
+          row_agent: [R] int32, each row's agent, counted within the group.
         """
-        if self.mode == "full":
-            return trainable, None
-        a = {name: leaf["a"].swapaxes(0, 1) for name, leaf in trainable.items()}
-        b = {name: leaf["b"].swapaxes(0, 1) for name, leaf in trainable.items()}
-        return frozen, Adapters(a, b, row_agent, self.scale)
+        if self.mode != "lora":
+            return own, None
+        return frozen, self.adapters(own, scale_A, row_agent)
 
-    def for_sampling(self, trainable: Any, frozen: Any, agent: jax.Array) -> Any:
-        """(params, lora) of a batch of rows.
+    def for_sampling(
+        self, trainable: Any, frozen: Any, pool: jax.Array
+    ) -> tuple[Any, Any]:
+        """(params, adapters of a slice) of a pool's rows, by slice of the mesh.
 
-        In mode "full" all rows belong to `agent`; in mode "lora" each row names its
-        own, and the adapters of all agents are passed.
+        Returns:
+          Mode "full": weights [slices, ...] of one agent per slice, None. Mode "lora":
+          the base, and (adapters [slices, A, ...], scales [slices, A]). Mode "shared":
+          weights [1, ...], None.
         """
-        if self.mode == "full":
-            return jax.tree.map(lambda p: p[agent], trainable), None
-        base, adapters = self.for_training(trainable, frozen, agent)
-        return base, (adapters.a, adapters.b, adapters.scale)
+        slices = self.layout.slices
+        if self.mode == "lora":
+            scales = jnp.asarray(self.scales()).reshape(slices, -1)
+            return frozen, (self.in_lanes(trainable), scales)
+        weights = trainable if self.trainable else frozen
+        return jax.tree.map(
+            lambda p: p.reshape(slices, -1, *p.shape[1:])[:, pool], weights
+        ), None
+
+
+def check_mesh(policy: Policy, names: Sequence[str]) -> None:
+    """Refuses a mesh on which the group cannot lie.
+
+    Raises:
+      ConfigError: naming the key and the remedy.
+    """
+    layout, cfg = policy.layout, policy.cfg
+    if policy.agents % layout.slices:
+        members = [names[m] for m in policy.members]
+        raise ConfigError(
+            f"config.mesh.agent={layout.slices} does not divide the {policy.agents} "
+            f"agents {members} of one group; set it to 1, or to a number that divides "
+            "every group"
+        )
+    if cfg.n_kv_heads % layout.tensor:
+        raise ConfigError(
+            f"config.mesh.tensor={layout.tensor} does not divide the model's "
+            f"{cfg.n_kv_heads} key and value heads; choose a divisor of them, and more "
+            "of mesh.fsdp"
+        )
 
 
 def trainable_shapes(policy: Policy, dtype: Any) -> Any:
-    """The trained tree as ShapeDtypeStructs, leading axis A."""
+    """The trained tree as ShapeDtypeStructs, leading axis `sets`."""
     base = hf.param_shapes(policy.cfg, dtype)
-    if policy.mode == "full":
+    if policy.mode != "lora":
         return jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct((policy.agents, *s.shape), dtype), base
+            lambda s: jax.ShapeDtypeStruct((policy.sets, *s.shape), dtype), base
         )
-    layers, rank = policy.cfg.n_layers, policy.lora.rank
+    layers, rank = policy.cfg.n_layers, max(policy.ranks)
 
     def adapter(name: str) -> dict[str, Any]:
         if name not in base["layers"]:
             raise ConfigError(f"lora.targets: this model has no {name!r}")
         _, wide, out = base["layers"][name]["kernel"].shape
-        lead = (policy.agents, layers)
+        lead = (policy.sets, layers)
         return {
             "a": jax.ShapeDtypeStruct((*lead, wide, rank), jnp.float32),
             "b": jax.ShapeDtypeStruct((*lead, rank, out), jnp.float32),
@@ -112,33 +207,59 @@ def trainable_shapes(policy: Policy, dtype: Any) -> Any:
     return {name: adapter(name) for name in policy.lora.targets}
 
 
+def placed_shapes(policy: Policy, mesh: Mesh, dtype: Any) -> tuple[Any, Any]:
+    """(trainable, frozen) as ShapeDtypeStructs that say where each array lies; None
+    stands for what the group does not have."""
+    lead = (policy.layout.agent_axis,)
+
+    def placed(shapes: Any, lead: tuple[str | None, ...]) -> Any:
+        where = meshlib.param_shardings(mesh, shapes, lead)
+        return jax.tree.map(
+            lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w),
+            shapes,
+            where,
+        )
+
+    stacked = placed(trainable_shapes(policy, dtype), lead)
+    one = placed(hf.param_shapes(policy.cfg, dtype), ())
+    if policy.mode == "lora":
+        return stacked, one
+    if not policy.trainable:
+        return None, stacked
+    if not policy.reference:
+        return stacked, None
+    return stacked, stacked if policy.stacked_reference else one
+
+
 def init(
-    policy: Policy, folders: list[Path], mesh: Mesh, seed: int, dtype: Any
+    policy: Policy, folders: Sequence[Path], mesh: Mesh, seed: int, dtype: Any
 ) -> tuple[Any, Any]:
-    """(trainable, frozen), sharded.
+    """(trainable, frozen), sharded; see `placed_shapes`.
 
     Args:
       policy: the static half.
-      folders: the Hugging Face folder of each agent's initial weights.
+      folders: the Hugging Face folder of each member's initial weights.
       mesh: where the arrays live.
       seed: of the adapters.
       dtype: of the weights.
     """
-    shapes = trainable_shapes(policy, dtype)
-    placed = meshlib.param_shardings(mesh, shapes, agent_axis=True)
-    base_placed = meshlib.param_shardings(
-        mesh, hf.param_shapes(policy.cfg, dtype), agent_axis=False
-    )
+    shapes = placed_shapes(policy, mesh, dtype)
+    trainable, frozen = jax.tree.map(lambda s: s.sharding, shapes)
+    own = folders[: policy.sets]
     if policy.mode == "lora":
-        frozen = hf.load_params(folders[0], policy.cfg, base_placed, dtype)
-        return _init_adapters(shapes, placed, seed), frozen
-    trainable = _stack(policy, folders, placed, dtype)
+        base = hf.load_params(folders[0], policy.cfg, frozen, dtype)
+        return _init_adapters(policy, shapes[0], seed), base
+    if not policy.trainable:
+        return None, _stack(policy, own, frozen, dtype)
+    weights = _stack(policy, own, trainable, dtype)
+    if not policy.reference:
+        return weights, None
     if policy.stacked_reference:
-        return trainable, _stack(policy, folders, placed, dtype)
-    return trainable, hf.load_params(folders[0], policy.cfg, base_placed, dtype)
+        return weights, _stack(policy, own, frozen, dtype)
+    return weights, hf.load_params(folders[0], policy.cfg, frozen, dtype)
 
 
-def _stack(policy: Policy, folders: list[Path], shardings: Any, dtype: Any) -> Any:
+def _stack(policy: Policy, folders: Sequence[Path], shardings: Any, dtype: Any) -> Any:
     """Every agent's weights, read from its folder straight into its shards."""
     opened = {folder: hf.Tensors(folder) for folder in folders}
     shapes = hf.param_shapes(policy.cfg, dtype)
@@ -159,8 +280,13 @@ def _stack(policy: Policy, folders: list[Path], shardings: Any, dtype: Any) -> A
     return jax.tree_util.tree_map_with_path(one, shapes, shardings)
 
 
-def _init_adapters(shapes: Any, shardings: Any, seed: int) -> Any:
-    """a is normal with variance 1/in, b is zero: the policy starts as the base."""
+def _init_adapters(policy: Policy, shapes: Any, seed: int) -> Any:
+    """a is normal with variance 1/in, b is zero: the policy starts as the base.
+
+    An agent whose rank is below the largest has zeros in a's further columns: neither
+    they nor b's further rows ever have a gradient.
+    """
+    ranks = np.asarray(policy.ranks)[:, None, None, None]
 
     def make():
         def one(path, shape):
@@ -169,21 +295,28 @@ def _init_adapters(shapes: Any, shardings: Any, seed: int) -> Any:
                 return jnp.zeros(shape.shape, shape.dtype)
             key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
             scale = shape.shape[-2] ** -0.5
-            return scale * jax.random.normal(key, shape.shape, shape.dtype)
+            a = scale * jax.random.normal(key, shape.shape, shape.dtype)
+            return jnp.where(jnp.arange(shape.shape[-1]) < ranks, a, 0.0)
 
         return jax.tree_util.tree_map_with_path(one, shapes)
 
-    return jax.jit(make, out_shardings=shardings)()
+    return jax.jit(make, out_shardings=jax.tree.map(lambda s: s.sharding, shapes))()
 
 
 def agent_params(policy: Policy, trainable: Any, frozen: Any, agent: int) -> Any:
-    """One agent's whole weights, adapters merged: what an export writes."""
+    """One agent's whole weights, adapters merged: what an export writes.
+
+    `agent` is counted within the group.
+    """
+    if policy.mode != "lora":
+        stack = trainable if policy.trainable else frozen
+        return jax.tree.map(lambda p: p[agent if policy.sets > 1 else 0], stack)
     own: Mapping[str, Any] = jax.tree.map(lambda p: p[agent], trainable)
-    if policy.mode == "full":
-        return own
     layers = dict(frozen["layers"])
     for name, leaf in own.items():
-        update = policy.scale * jnp.einsum("lir,lro->lio", leaf["a"], leaf["b"])
+        update = policy.scales()[agent] * jnp.einsum(
+            "lir,lro->lio", leaf["a"], leaf["b"]
+        )
         kernel = layers[name]["kernel"]
         merged = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
         layers[name] = {**layers[name], "kernel": merged}

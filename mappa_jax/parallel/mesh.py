@@ -6,9 +6,10 @@ sharding follows from its logical axes. One device is the mesh of size one.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -71,6 +72,66 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the weights and the rows of some agents lie on a mesh.
+
+    Attributes:
+      mesh: the mesh; None stands for one device.
+      apart: agents have weights of their own, and slices of the mesh for them. Without
+        that the axis "agent" spreads rows, as "data" does.
+    """
+
+    mesh: Mesh | None = None
+    apart: bool = True
+
+    def _size(self, *axes: str) -> int:
+        return math.prod(self.mesh.shape[a] for a in axes) if self.mesh else 1
+
+    @property
+    def agent_axis(self) -> str | None:
+        """The logical axis of a stack of weights."""
+        return "agent" if self.apart else None
+
+    @property
+    def row_axes(self) -> tuple[str, ...]:
+        """The mesh axes that rows are spread over."""
+        return ("data", "fsdp") if self.apart else ("agent", "data", "fsdp")
+
+    @property
+    def slices(self) -> int:
+        """How many parts of the mesh the agents are divided over."""
+        return self._size("agent") if self.apart else 1
+
+    @property
+    def ways(self) -> int:
+        """How many parts the rows of a slice are divided into."""
+        return self._size(*self.row_axes)
+
+    @property
+    def tensor(self) -> int:
+        return self._size("tensor")
+
+    def sharding(self, *axes: str | tuple[str, ...] | None) -> NamedSharding:
+        """Of mesh axes, one entry per dimension."""
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    def constrain(self, x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+        """Says in the middle of a program how an array lies."""
+        if self.mesh is None or self.mesh.size == 1:
+            return x
+        return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
+
+    def over_agents(self, function: Callable, in_axes: Any = 0, **how: Any) -> Callable:
+        """vmap over an axis of slices, or of agents that lie on them."""
+        name = "agent" if self.apart else None
+        return jax.vmap(function, in_axes, spmd_axis_name=name, **how)
+
+    def over_ways(self, function: Callable, in_axes: Any = 0) -> Callable:
+        """vmap over the parts that the rows of a slice are divided into."""
+        return jax.vmap(function, in_axes, spmd_axis_name=self.row_axes)
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """A pytree key path as "layers/q/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -93,21 +154,21 @@ def param_axes(name: str) -> tuple[str | None, ...]:
     raise KeyError(f"no sharding rule for parameter {name!r}; add one to PARAM_RULES")
 
 
-def param_shardings(mesh: Mesh, shapes: Any, *, agent_axis: bool) -> Any:
+def param_shardings(mesh: Mesh, shapes: Any, lead: tuple[str | None, ...] = ()) -> Any:
     """A NamedSharding for every leaf of a parameter tree.
 
     Args:
       mesh: the mesh.
       shapes: a tree of arrays or ShapeDtypeStructs.
-      agent_axis: whether every leaf has a leading agent axis.
+      lead: the logical axes that every leaf has before its own: ("agent",) for a stack
+        of agents' weights.
 
     Raises:
       ConfigError: a dimension does not divide its mesh axes; named.
     """
 
     def one(path, leaf):
-        axes = param_axes(path_name(path))
-        axes = ("agent", *axes) if agent_axis else axes
+        axes = (*lead, *param_axes(path_name(path)))
         check_divides(mesh, path_name(path), leaf.shape, axes)
         return NamedSharding(mesh, spec(axes))
 
@@ -134,10 +195,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, *, agent_axis: bool, rows_axis: int) -> NamedSharding:
-    """Rows over the data axes, agents over theirs; `rows_axis` counts from 0."""
-    axes: list[str | None] = [None] * (rows_axis + 1)
-    axes[rows_axis] = "batch"
-    if agent_axis:
-        axes[0] = "agent"
-    return NamedSharding(mesh, spec(axes))
+def place(value: Any, sharding: NamedSharding) -> jax.Array:
+    """A host's array as one array on the mesh, also on a mesh of several hosts: all of
+    them must hold the same `value`."""
+    value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+
+
+def shapes_of(tree: Any) -> Any:
+    """Arrays as ShapeDtypeStructs that keep where they lie."""
+
+    def one(x: Any) -> jax.ShapeDtypeStruct:
+        where = getattr(x, "sharding", None)
+        return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=where)
+
+    return jax.tree.map(one, tree)

@@ -5,8 +5,10 @@ advances all slots by a chunk, and hands finished rows back. Every executable is
 compiled ahead of time for the declared shapes, so a shape outside the lattice
 raises and nothing can recompile.
 
-In mode "lora" rows of all agents share one pool of slots; in mode "full" each
-agent has its own. An agent without requests costs nothing.
+A set of slots has three leading axes: G slices of the mesh (each for its own agents,
+config.mesh.agent), W ways that the rows of a slice are divided into, and B rows. In
+mode "lora" rows of all agents share one pool of slots, in mode "shared" too; in mode
+"full" a pool's slice holds one agent's rows. Pools without requests cost nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,12 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from mappa_jax.config import SamplerConfig
-from mappa_jax.models.decoder import init_cache
+from mappa_jax.config import ConfigError, SamplerConfig
+from mappa_jax.hosts import HostLost, Hosts, OneHost, Stopped
+from mappa_jax.models.decoder import init_cache, logits
 from mappa_jax.models.policy import Policy
 from mappa_jax.parallel import mesh as meshlib
 from mappa_jax.sampling import sampler
 from mappa_jax.types import FinishReason
+
+IDLE = 0.005  # seconds between two steps in which no host has anything to sample
 
 
 class PromptTooLong(Exception):
@@ -62,15 +68,43 @@ class Sample:
     finish: FinishReason
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Request:
+    """What one host tells the others of a request; `agent` is the team's."""
+
+    number: int
+    agent: int
+    prompt: np.ndarray
+    options: Options
+    address: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class _Message:
+    """What a host has to say before a step of the schedule, which all hosts take alike.
+
+    Attributes:
+      requests: new ones.
+      ended: (group, pool, slot) of rows that have met a stop string.
+      closing: its workflows have ended.
+    """
+
+    requests: list[_Request] = dataclasses.field(default_factory=list)
+    ended: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
+    closing: bool = False
+
+
 @dataclasses.dataclass(eq=False)
 class _Row:
-    """A request on its way: waiting, or in a slot."""
+    """A request on its way: waiting, or in a slot. `agent` is counted within its group;
+    `future` is None for another host's."""
 
     agent: int
     prompt: np.ndarray
     options: Options
     address: tuple[int, ...]
-    future: asyncio.Future[Sample]
+    future: asyncio.Future[Sample] | None
+    ended: bool = False
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
 
@@ -85,129 +119,325 @@ class Stats:
     decode_seconds: float = 0.0
 
 
-class _Pool:
-    """One set of slots and the requests that wait for it."""
+class Program:
+    """The compiled functions of one group of agents, at their declared shapes.
 
-    def __init__(self, slots: sampler.Slots, agent: int):
-        rows = slots.token.shape[0]
-        self.slots = slots
-        self.agent = agent
-        self.rows: list[_Row | None] = [None] * rows
-        self.cancelled = np.zeros((rows,), bool)
-        self.waiting: collections.deque[_Row] = collections.deque()
+    Raises:
+      ConfigError: sampler.slots does not divide the mesh.
+    """
+
+    def __init__(
+        self, policy: Policy, config: SamplerConfig, mesh: Mesh, stop_ids: int
+    ):
+        layout = policy.layout
+        if config.slots % layout.ways:
+            raise ConfigError(
+                f"config.sampler.slots={config.slots} does not divide the "
+                f"{layout.ways} devices of the mesh axes {layout.row_axes}; make it a "
+                "multiple"
+            )
+        self.policy = policy
+        self._config = config
+        self._mesh = meshlib.Layout(mesh)
+        self._stop_ids = stop_ids
+        self._model = policy.decoder(rows=None, cache_block=config.cache_block)
+        self.grid = (layout.slices, layout.ways)
+        self.rows = config.slots // layout.ways
+        self.prefill_rows = -(-config.prefill_rows // layout.ways)
+        self._on_grid = self._mesh.sharding(layout.agent_axis, layout.row_axes)
+        self._whole = self._mesh.sharding()
+
+    # -- shapes --------------------------------------------------------------
+
+    def _empty_slots(self) -> sampler.Slots:
+        config, policy = self._config, self.policy
+        dtype = policy.dtype if config.kv_dtype == "compute" else config.kv_dtype
+        cache = init_cache(policy.cfg, self.rows, config.context, dtype)
+        one = sampler.empty_slots(cache, self._stop_ids)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (*self.grid, *x.shape)), one)
+
+    def slot_shapes(self) -> sampler.Slots:
+        """With shardings: rows on the grid, key and value heads over "tensor"."""
+        cache = NamedSharding(
+            self._on_grid.mesh,
+            jax.sharding.PartitionSpec(*self._on_grid.spec, None, None, "tensor"),
+        )
+
+        def placed(path, leaf):
+            heads = meshlib.path_name(path).startswith("cache")
+            where = cache if heads else self._on_grid
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+        return jax.tree_util.tree_map_with_path(
+            placed, jax.eval_shape(self._empty_slots)
+        )
+
+    def blank_batch(self, bucket: int) -> tuple[Any, ...]:
+        """A prefill that fills no slot: NumPy arrays [G, W, P, ...]."""
+        p = (*self.grid, self.prefill_rows)
+        request = sampler.Request(
+            address=np.zeros((*p, 6), np.int32),
+            agent=np.zeros(p, np.int32),
+            temperature=np.ones(p, np.float32),
+            top_k=np.zeros(p, np.int32),
+            top_p=np.ones(p, np.float32),
+            min_new=np.zeros(p, np.int32),
+            max_new=np.zeros(p, np.int32),
+            stop_ids=np.full((*p, self._stop_ids), -1, np.int32),
+        )
+        slot = np.full(p, self.rows, np.int32)
+        return slot, np.zeros((*p, bucket), np.int32), np.ones(p, np.int32), request
+
+    # -- programs ------------------------------------------------------------
+
+    def lowered(self, trainable: Any, frozen: Any) -> dict[str, jax.stages.Lowered]:
+        """Every program, for weights shaped and placed like these.
+
+        Returns:
+          By name: "empty", "decode", and "prefill/512" for a bucket of 512 tokens.
+        """
+        slots = self.slot_shapes()
+        placed = jax.tree.map(lambda s: s.sharding, slots)
+        weights = meshlib.shapes_of((trainable, frozen))
+
+        def whole(dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((), dtype, sharding=self._whole)
+
+        def on_grid(tree: Any) -> Any:
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(
+                    x.shape, x.dtype, sharding=self._on_grid
+                ),
+                tree,
+            )
+
+        pool = whole(jnp.int32)
+        cancelled = on_grid(np.zeros((*self.grid, self.rows), bool))
+        decode = jax.jit(
+            self._decode_fn, donate_argnums=(3,), out_shardings=(placed, self._whole)
+        )
+        prefill = jax.jit(self._prefill_fn, donate_argnums=(3,), out_shardings=placed)
+        out = {
+            "empty": jax.jit(self._empty_slots, out_shardings=placed).lower(),
+            "decode": decode.lower(*weights, pool, slots, cancelled, whole(jnp.uint32)),
+        }
+        for bucket in self._config.prompt_buckets:
+            batch = on_grid(self.blank_batch(bucket))
+            out[f"prefill/{bucket}"] = prefill.lower(*weights, pool, slots, *batch)
+        return out
+
+    def warm_up(self, trainable: Any, frozen: Any) -> None:
+        lowered = self.lowered(trainable, frozen)
+        self._run = {name: program.compile() for name, program in lowered.items()}
+
+    def _over_grid(self, function: Callable, params: Any, own: Any) -> Callable:
+        """`function` of (params, own, scales, *rows) over the grid."""
+        layout = self.policy.layout
+
+        def along(tree: Any) -> int | None:
+            return None if tree is None else 0
+
+        lora = self.policy.mode == "lora"
+        heads = (None if lora else 0, along(own), along(own))
+
+        def over(*args):
+            rows = len(args) - len(heads)
+            inner = layout.over_ways(function, (None,) * len(heads) + (0,) * rows)
+            return layout.over_agents(inner, heads + (0,) * rows)(*args)
+
+        return over
+
+    def _weights(self, trainable, frozen, pool) -> tuple[Any, Any, Any]:
+        params, lora = self.policy.for_sampling(trainable, frozen, pool)
+        return params, *(lora or (None, None))
+
+    def _adapters(self, own, scales, row_agent) -> Any:
+        if own is None:
+            return None
+        return self.policy.adapters(own, scales, row_agent)
+
+    def _prefill_fn(self, trainable, frozen, pool, slots, *batch):
+        params, own, scales = self._weights(trainable, frozen, pool)
+
+        def one(params, own, scales, slots, slot, tokens, length, request):
+            adapters = self._adapters(own, scales, request.agent)
+            return sampler.prefill(
+                self._model, params, adapters, slots, slot, tokens, length, request
+            )
+
+        over = self._over_grid(one, params, own)
+        return over(params, own, scales, slots, *batch)
+
+    def _decode_fn(self, trainable, frozen, pool, slots, cancelled, seed):
+        params, own, scales = self._weights(trainable, frozen, pool)
+        agent = slots.request.agent
+
+        def forward(tokens, positions, cache, blocks):
+            def one(params, own, scales, agent, tokens, positions, cache):
+                hidden, cache = self._model.apply(
+                    {"params": params},
+                    tokens,
+                    positions,
+                    adapters=self._adapters(own, scales, agent),
+                    cache=cache,
+                    blocks=blocks,
+                )
+                scores = logits(params, self.policy.cfg, hidden[:, 0])
+                return self.policy.layout.constrain(scores, None, "tensor"), cache
+
+            over = self._over_grid(one, params, own)
+            return over(params, own, scales, agent, tokens, positions, cache)
+
+        return sampler.decode(
+            forward,
+            slots,
+            cancelled,
+            seed,
+            chunk=self._config.chunk,
+            cache_block=self._config.cache_block,
+        )
+
+    def _whole_int(self, value: int, dtype: Any) -> jax.Array:
+        return meshlib.place(np.asarray(value, dtype), self._whole)
+
+    def _placed(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: meshlib.place(x, self._on_grid), tree)
+
+    def empty(self) -> sampler.Slots:
+        return self._run["empty"]()
+
+    def prefill(
+        self, weights: Any, pool: int, slots: sampler.Slots, batch: tuple[Any, ...]
+    ) -> sampler.Slots:
+        """`slots` is donated; `batch` as `blank_batch` shapes it."""
+        run = self._run[f"prefill/{batch[1].shape[-1]}"]
+        index = self._whole_int(pool, np.int32)
+        return run(*weights, index, slots, *self._placed(batch))
+
+    def decode(
+        self,
+        weights: Any,
+        pool: int,
+        slots: sampler.Slots,
+        cancelled: np.ndarray,
+        seed: int,
+    ) -> tuple[sampler.Slots, sampler.Chunk]:
+        """`slots` is donated. The chunk is NumPy, its rows in one axis."""
+        slots, chunk = self._run["decode"](
+            *weights,
+            self._whole_int(pool, np.int32),
+            slots,
+            self._placed(cancelled.reshape(*self.grid, self.rows)),
+            self._whole_int(seed, np.uint32),
+        )
+        chunk = jax.device_get(chunk)
+        return slots, jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), chunk)
+
+
+class _Pool:
+    """One set of slots and the requests that wait for each slice of it.
+
+    Slots are counted through: slice by slice, way by way.
+    """
+
+    def __init__(self, program: Program, group: int, number: int):
+        slices, ways = program.grid
+        self.program = program
+        self.group = group
+        self.number = number
+        self.slots = program.empty()
+        self.rows: list[_Row | None] = [None] * (slices * ways * program.rows)
+        self.cancelled = np.zeros((len(self.rows),), bool)
+        self.waiting: list[collections.deque[_Row]] = [
+            collections.deque() for _ in range(slices)
+        ]
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting) or any(r is not None for r in self.rows)
+        return any(self.waiting) or any(r is not None for r in self.rows)
+
+    def free(self, part: int) -> Iterator[int]:
+        """Free slots of a slice, in turn from each way."""
+        per_way, ways = self.program.rows, self.program.grid[1]
+        first = part * ways * per_way
+        for row in range(per_way):
+            for way in range(ways):
+                slot = first + way * per_way + row
+                if self.rows[slot] is None:
+                    yield slot
+
+    def cell(self, slot: int) -> tuple[int, int, int]:
+        """(slice, way, row) of a slot."""
+        part, rest = divmod(slot, self.program.grid[1] * self.program.rows)
+        return (part, *divmod(rest, self.program.rows))
 
 
 class Engine:
     """Batched sampling for a team.
 
-    Use as `async with engine.running(trainable, frozen): ... await generate(...)`.
+    Use as `async with engine.running(trainable, frozen): ... await generate(...)`, the
+    weights by group.
     """
 
     def __init__(
         self,
-        policy: Policy,
+        team: Sequence[Policy],
         config: SamplerConfig,
         mesh: Mesh,
         *,
         seed: int,
         stop_ids: int,
+        hosts: Hosts | None = None,
     ):
-        self._policy = policy
+        self._hosts = hosts or OneHost()
+        self._message = _Message()
+        self._mine: dict[int, tuple[asyncio.Future[Sample], Options]] = {}
+        self._numbers = itertools.count()
         self._config = config
-        self._mesh = mesh
-        self._seed = np.uint32(seed)
-        self._stop_ids = stop_ids
-        self._model = policy.decoder(cache_block=config.cache_block)
-        self._pools: dict[int, _Pool] = {}
-        self._prefill: dict[int, Any] = {}
-        self._decode: Any = None
+        self._seed = seed
+        self._programs = [Program(policy, config, mesh, stop_ids) for policy in team]
+        # Agent of the team -> its group, and its place there.
+        self._seats = {
+            member: (group, place)
+            for group, policy in enumerate(team)
+            for place, member in enumerate(policy.members)
+        }
+        self._pools: dict[tuple[int, int], _Pool] = {}
         self._weights: tuple[Any, Any] | None = None
         self._error: Exception | None = None
         self._wake = asyncio.Event()
         self.stats = Stats()
 
-    # -- compilation ---------------------------------------------------------
+    def lowered(
+        self, trainable: Sequence[Any], frozen: Sequence[Any]
+    ) -> dict[str, jax.stages.Lowered]:
+        """Every program by name and group: "decode/0", "prefill/512/0"."""
+        return {
+            f"{name}/{g}": program
+            for g, one in enumerate(self._programs)
+            for name, program in one.lowered(trainable[g], frozen[g]).items()
+        }
 
-    def warm_up(self, trainable: Any, frozen: Any) -> None:
+    def warm_up(self, trainable: Sequence[Any], frozen: Sequence[Any]) -> None:
         """Compiles every executable for arrays shaped and placed like these."""
-        placed = self._slot_shardings()
-        empty = jax.jit(self._empty_slots, out_shardings=placed)
-        self._make_empty = empty.lower().compile()
-        shapes = jax.tree.map(
-            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-            jax.eval_shape(self._empty_slots),
-            placed,
-        )
-        weights = jax.tree.map(_shape_of, (trainable, frozen))
-        index = jax.ShapeDtypeStruct((), jnp.int32)
-        decode = jax.jit(
-            self._decode_fn,
-            donate_argnums=(3,),
-            out_shardings=(placed, meshlib.replicated(self._mesh)),
-        )
-        rows = jax.ShapeDtypeStruct((self._config.slots,), bool)
-        seed = jax.ShapeDtypeStruct((), jnp.uint32)
-        self._decode = decode.lower(*weights, index, shapes, rows, seed).compile()
-        prefill = jax.jit(self._prefill_fn, donate_argnums=(3,), out_shardings=placed)
-        for bucket in self._config.prompt_buckets:
-            batch = jax.tree.map(_shape_of, self._blank_batch(bucket))
-            self._prefill[bucket] = prefill.lower(
-                *weights, index, shapes, *batch
-            ).compile()
-
-    def _empty_slots(self) -> sampler.Slots:
-        config = self._config
-        cache = init_cache(
-            self._policy.cfg, config.slots, config.context, self._policy.dtype
-        )
-        return sampler.empty_slots(cache, self._stop_ids)
-
-    def _slot_shardings(self) -> Any:
-        mesh = self._mesh
-        axes = ("layers", "batch", "heads", None, None)
-
-        def place(path, leaf):
-            logical = ("batch",) + (None,) * (leaf.ndim - 1)
-            name = meshlib.path_name(path)
-            logical = axes if name.startswith("cache") else logical
-            meshlib.check_divides(mesh, f"sampler {name}", leaf.shape, logical)
-            return NamedSharding(mesh, meshlib.spec(logical))
-
-        return jax.tree_util.tree_map_with_path(
-            place, jax.eval_shape(self._empty_slots)
-        )
-
-    def _prefill_fn(self, trainable, frozen, agent, slots, *batch):
-        params, lora = self._policy.for_sampling(trainable, frozen, agent)
-        return sampler.prefill(self._model, params, lora, slots, *batch)
-
-    def _decode_fn(self, trainable, frozen, agent, slots, cancelled, seed):
-        params, lora = self._policy.for_sampling(trainable, frozen, agent)
-        return sampler.decode(
-            self._model,
-            params,
-            lora,
-            slots,
-            cancelled,
-            seed,
-            chunk=self._config.chunk,
-        )
+        for program, own, base in zip(self._programs, trainable, frozen, strict=True):
+            program.warm_up(own, base)
 
     # -- the asynchronous side -----------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def running(self, trainable: Any, frozen: Any):
-        """Serves `generate` with these weights until the block ends."""
-        self._weights = (trainable, frozen)
+    async def running(self, trainable: Sequence[Any], frozen: Sequence[Any]):
+        """Serves `generate` with these weights, by group, until the block ends."""
+        self._weights = tuple(zip(trainable, frozen, strict=True))
+        self._message, self._mine = _Message(), {}
         self._error = None
         self._wake = asyncio.Event()
         driver = asyncio.create_task(self._drive())
         try:
             yield self
+            if self._hosts.count > 1:
+                self._message.closing = True  # the others may have episodes yet
+                await driver  # raises if it was told to stop while nobody asked
         finally:
             driver.cancel()
             await asyncio.gather(driver, return_exceptions=True)
@@ -233,8 +463,11 @@ class Engine:
 
         Raises:
           PromptTooLong: the prompt, or prompt and limit together, do not fit.
+          Stopped, HostLost: as `hosts.Hosts.gather`.
           RuntimeError: the driver has failed before.
         """
+        if isinstance(self._error, (Stopped, HostLost)):
+            raise self._error
         if self._error is not None:
             raise RuntimeError("the sampler's driver has failed") from self._error
         largest = self._config.prompt_buckets[-1]
@@ -248,33 +481,70 @@ class Engine:
                 f"sampler.context={self._config.context}"
             )
         future = asyncio.get_running_loop().create_future()
-        row = _Row(agent, prompt, options, address, future)
-        self._pool(agent).waiting.append(row)
+        number = next(self._numbers)
+        self._mine[number] = (future, options)
+        plain = dataclasses.replace(options, stopped_at=None)  # others need not know
+        self._message.requests.append(_Request(number, agent, prompt, plain, address))
         self._wake.set()
         return await future
 
-    def _pool(self, agent: int) -> _Pool:
-        key = agent if self._policy.mode == "full" else 0
+    def _enqueue(self, request: _Request, mine: bool) -> None:
+        """Puts a request where its agent's rows wait."""
+        group, place = self._seats[request.agent]
+        policy = self._programs[group].policy
+        part, number = divmod(place, policy.agents // policy.layout.slices)
+        number = number if policy.pools > 1 else 0  # else agents share the slots
+        future, options = None, request.options
+        if mine:
+            future, options = self._mine.pop(request.number)
+        row = _Row(place, request.prompt, options, request.address, future)
+        self._pool(group, number).waiting[part].append(row)
+
+    def _pool(self, group: int, number: int) -> _Pool:
+        key = (group, number)
         if key not in self._pools:
-            self._pools[key] = _Pool(self._make_empty(), key)
+            self._pools[key] = _Pool(self._programs[group], *key)
         return self._pools[key]
 
     async def _drive(self) -> None:
         try:
-            while True:
-                await self._wake.wait()
-                await asyncio.sleep(0)  # let every ready workflow ask first
-                pools = [p for p in self._pools.values() if p.busy]
-                if not pools:
-                    self._wake.clear()
-                for pool in pools:
-                    admitted = self._admit(pool)
-                    await asyncio.to_thread(self._fill, pool, admitted)
-                    chunk = await asyncio.to_thread(self._advance, pool)
-                    self._harvest(pool, chunk)
+            while not await self._step():
+                pass
         except Exception as e:
             self._fail(e)
             raise
+
+    async def _step(self) -> bool:
+        """One step of the schedule, the same on every host; whether it was the last."""
+        if self._hosts.count == 1:
+            await self._wake.wait()
+        await asyncio.sleep(0)  # let every ready workflow ask first
+        told = await self._hosts.gather(self._take_message())
+        for host, message in enumerate(told):
+            for group, number, slot in message.ended:
+                pool = self._pools[group, number]
+                pool.cancelled[slot], pool.rows[slot] = True, None
+            for request in message.requests:
+                self._enqueue(request, mine=host == self._hosts.index)
+        pools = [p for p in self._pools.values() if p.busy]
+        for pool in pools:
+            admitted = self._admit(pool)
+            await asyncio.to_thread(self._fill, pool, admitted)
+            chunk = await asyncio.to_thread(self._advance, pool)
+            self._harvest(pool, chunk)
+        if pools:
+            return False
+        if self._hosts.count == 1:
+            if not self._message.requests:
+                self._wake.clear()
+            return False
+        await asyncio.sleep(IDLE)
+        return all(message.closing for message in told)
+
+    def _take_message(self) -> _Message:
+        told = self._message
+        self._message = _Message(closing=told.closing)
+        return told
 
     def _fail(self, error: Exception) -> None:
         self._error = error
@@ -283,17 +553,22 @@ class Engine:
     def _settle(self, how: Callable[[asyncio.Future[Sample]], object]) -> None:
         """Ends every request that is still open, so that nobody waits for ever."""
         for pool in self._pools.values():
-            for row in [*pool.waiting, *pool.rows]:
-                if row is not None and not row.future.done():
+            for row in [*itertools.chain(*pool.waiting), *pool.rows]:
+                if row is not None and row.future and not row.future.done():
                     how(row.future)
+        for future, _ in self._mine.values():
+            if not future.done():
+                how(future)
+        self._mine = {}
 
     def _admit(self, pool: _Pool) -> list[int]:
         """Moves waiting requests into free slots; returns the slots."""
-        free = [i for i, row in enumerate(pool.rows) if row is None]
-        taken = free[: len(pool.waiting)]
-        for slot in taken:
-            pool.rows[slot] = pool.waiting.popleft()
-            pool.cancelled[slot] = False  # that was about the slot's last row
+        taken = []
+        for part, waiting in enumerate(pool.waiting):
+            for slot in itertools.islice(pool.free(part), len(waiting)):
+                pool.rows[slot] = waiting.popleft()
+                pool.cancelled[slot] = False  # that was about the slot's last row
+                taken.append(slot)
         return taken
 
     def _fill(self, pool: _Pool, taken: list[int]) -> None:
@@ -302,12 +577,10 @@ class Engine:
         by_bucket = collections.defaultdict(list)
         for slot in taken:
             by_bucket[self._bucket(len(pool.rows[slot].prompt))].append(slot)
-        width = self._config.prefill_rows
         for bucket, slots in sorted(by_bucket.items()):
-            for i in range(0, len(slots), width):
-                batch = self._batch(pool, slots[i : i + width], bucket)
-                pool.slots = self._prefill[bucket](
-                    *self._weights, np.int32(pool.agent), pool.slots, *batch
+            for batch in _batches(pool, slots, bucket):
+                pool.slots = pool.program.prefill(
+                    self._weights[pool.group], pool.number, pool.slots, batch
                 )
         if taken:
             jax.block_until_ready(pool.slots.token)
@@ -316,15 +589,14 @@ class Engine:
 
     def _advance(self, pool: _Pool) -> sampler.Chunk:
         start = time.perf_counter()
-        pool.slots, chunk = self._decode(
-            *self._weights,
-            np.int32(pool.agent),
+        pool.slots, chunk = pool.program.decode(
+            self._weights[pool.group],
+            pool.number,
             pool.slots,
             pool.cancelled,
             self._seed,
         )
         pool.cancelled = np.zeros_like(pool.cancelled)
-        chunk = jax.device_get(chunk)
         self.stats.decode_seconds += time.perf_counter() - start
         return chunk
 
@@ -334,58 +606,62 @@ class Engine:
                 continue
             n = int(chunk.emitted[slot])
             self.stats.new_tokens += n
+            done, kept = bool(chunk.done[slot]), None
+            if done:
+                pool.rows[slot] = None
+            if row.future is None or row.ended:
+                continue
             row.tokens += chunk.tokens[slot, :n].tolist()
             row.logprobs += chunk.logprobs[slot, :n].tolist()
-            kept = (
-                row.options.stopped_at(row.tokens) if row.options.stopped_at else None
-            )
-            if kept is not None:
-                pool.cancelled[slot] = not chunk.done[slot]
-            elif not chunk.done[slot]:
+            if row.options.stopped_at:
+                kept = row.options.stopped_at(row.tokens)
+            if kept is None and not done:
                 continue
-            pool.rows[slot] = None
+            if not done:  # nobody else can know
+                row.ended = True
+                self._message.ended.append((pool.group, pool.number, slot))
             if not row.future.done():  # its workflow may have been cancelled
                 row.future.set_result(_sample(row, kept))
 
     def _bucket(self, length: int) -> int:
         return next(b for b in self._config.prompt_buckets if length <= b)
 
-    def _blank_batch(self, bucket: int) -> tuple[Any, ...]:
-        p = self._config.prefill_rows
-        request = sampler.Request(
-            address=np.zeros((p, 6), np.int32),
-            agent=np.zeros((p,), np.int32),
-            temperature=np.ones((p,), np.float32),
-            top_k=np.zeros((p,), np.int32),
-            top_p=np.ones((p,), np.float32),
-            min_new=np.zeros((p,), np.int32),
-            max_new=np.zeros((p,), np.int32),
-            stop_ids=np.full((p, self._stop_ids), -1, np.int32),
-        )
-        slot = np.full((p,), self._config.slots, np.int32)
-        return slot, np.zeros((p, bucket), np.int32), np.ones((p,), np.int32), request
-
-    def _batch(self, pool: _Pool, slots: list[int], bucket: int) -> tuple[Any, ...]:
-        slot_P, tokens, length, request = self._blank_batch(bucket)
-        for i, slot in enumerate(slots):
-            row = pool.rows[slot]
-            slot_P[i] = slot
-            tokens[i, : len(row.prompt)] = row.prompt
-            length[i] = len(row.prompt)
-            request.address[i] = row.address
-            request.agent[i] = row.agent
-            request.temperature[i] = row.options.temperature
-            request.top_k[i] = row.options.top_k
-            request.top_p[i] = row.options.top_p
-            request.min_new[i] = row.options.min_new
-            request.max_new[i] = row.options.max_new
-            request.stop_ids[i, : len(row.options.stop_ids)] = row.options.stop_ids
-        return slot_P, tokens, length, request
-
     def take_stats(self) -> Stats:
         """The counts so far; starts new ones."""
         stats, self.stats = self.stats, Stats()
         return stats
+
+
+def _batches(pool: _Pool, slots: list[int], bucket: int) -> Iterator[tuple[Any, ...]]:
+    """Prefills of `slots`, each with as many rows of every cell as fit."""
+    cells = collections.defaultdict(list)
+    for slot in slots:
+        cells[pool.cell(slot)[:2]].append(slot)
+    width = pool.program.prefill_rows
+    for first in range(0, max(map(len, cells.values())), width):
+        batch = pool.program.blank_batch(bucket)
+        for cell, mine in cells.items():
+            for i, slot in enumerate(mine[first : first + width]):
+                _write_request(batch, (*cell, i), pool, slot)
+        yield batch
+
+
+def _write_request(
+    batch: tuple[Any, ...], at: tuple[int, int, int], pool: _Pool, slot: int
+) -> None:
+    slot_P, tokens, length, request = batch
+    row, options = pool.rows[slot], pool.rows[slot].options
+    slot_P[at] = pool.cell(slot)[2]
+    tokens[at][: len(row.prompt)] = row.prompt
+    length[at] = len(row.prompt)
+    request.address[at] = row.address
+    request.agent[at] = row.agent
+    request.temperature[at] = options.temperature
+    request.top_k[at] = options.top_k
+    request.top_p[at] = options.top_p
+    request.min_new[at] = options.min_new
+    request.max_new[at] = options.max_new
+    request.stop_ids[at][: len(options.stop_ids)] = options.stop_ids
 
 
 def _sample(row: _Row, kept: int | None) -> Sample:
@@ -395,8 +671,3 @@ def _sample(row: _Row, kept: int | None) -> Sample:
         len(tokens) > 0 and int(tokens[-1]) in row.options.stop_ids
     )
     return Sample(tokens, logprobs, "stop" if stopped else "length")
-
-
-def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
-    sharding = x.sharding if isinstance(x, jax.Array) else None
-    return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding)

@@ -6,17 +6,19 @@ request may choose (temperature, filters, stop ids, limits, key) is an array, so
 nothing recompiles. A row's tokens depend on its own request alone.
 
 Axes: B slots, P prefill rows, T prompt tokens, C tokens per chunk, V vocabulary,
-K stop ids.
+K stop ids. "B.." stands for one axis of slots, or for several: `decode` also advances
+slots that lie on a mesh, with leading axes for its parts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mappa_jax.models.decoder import Adapters, Cache, Decoder, logits
+from mappa_jax.models.decoder import Adapters, Cache, Decoder
 
 NEVER = -1e30
 
@@ -96,7 +98,7 @@ def empty_slots(cache: Cache, stop_ids: int) -> Slots:
 def prefill(
     model: Decoder,
     params: Any,
-    lora: tuple[Any, Any, float] | None,
+    adapters: Adapters | None,
     slots: Slots,
     slot_P: jax.Array,
     tokens_PxT: jax.Array,
@@ -111,7 +113,7 @@ def prefill(
     Args:
       model: the decoder.
       params: its parameters.
-      lora: adapters of all agents (a, b, scale), or None.
+      adapters: the rows' low-rank updates, or None.
       slots: the state.
       slot_P: where each prompt goes; B or more drops a padding row.
       tokens_PxT: right-padded prompts.
@@ -121,9 +123,6 @@ def prefill(
     p, t = tokens_PxT.shape
     positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (p, t))
     ends = jnp.where(positions < length_P[:, None], length_P[:, None], 0)
-    adapters = (
-        None if lora is None else Adapters(lora[0], lora[1], request.agent, lora[2])
-    )
     _, kept = model.apply(
         {"params": params},
         tokens_PxT,
@@ -151,35 +150,34 @@ def prefill(
     )
 
 
+# [B.., 1] tokens and their positions, the cache, how many blocks of it -> scores
+# [B.., V] and the cache.
+Forward = Callable[[jax.Array, jax.Array, Cache, jax.Array], tuple[jax.Array, Cache]]
+
+
 def decode(
-    model: Decoder,
-    params: Any,
-    lora: tuple[Any, Any, float] | None,
+    forward: Forward,
     slots: Slots,
-    cancelled_B: jax.Array,
+    cancelled: jax.Array,
     seed: jax.Array,
     *,
     chunk: int,
+    cache_block: int,
 ) -> tuple[Slots, Chunk]:
     """Advances every unfinished row by up to `chunk` tokens.
 
     Args:
-      model: the decoder.
-      params: its parameters.
-      lora: adapters of all agents (a, b, scale), or None.
-      slots: the state.
-      cancelled_B: [B] bool, rows to end before the first step (stop strings).
+      forward: the model, a token per row.
+      slots: the state, leading axes B...
+      cancelled: [B..] bool, rows to end before the first step (stop strings).
       seed: [] uint32, the run's seed.
       chunk: tokens per call, static.
+      cache_block: tokens of a block of the cache, static.
     """
-    rows = slots.token.shape[0]
+    rows = slots.token.shape
     request = slots.request
-    slots = slots._replace(done=slots.done | cancelled_B)
-    adapters = (
-        None if lora is None else Adapters(lora[0], lora[1], request.agent, lora[2])
-    )
-    keys = jax.vmap(lambda a: row_key(seed, a))(request.address)
-    size = model.cache_block
+    slots = slots._replace(done=slots.done | cancelled)
+    keys = _over_rows(lambda a: row_key(seed, a), rows)(request.address)
 
     def more(carry):
         i, slots, *_ = carry
@@ -188,19 +186,16 @@ def decode(
     def step(carry):
         i, slots, tokens, logps, emitted = carry
         live_to = jnp.max(jnp.where(slots.done, 0, slots.position))
-        hidden, cache = model.apply(
-            {"params": params},
-            slots.token[:, None],
-            slots.position[:, None],
-            adapters=adapters,
-            cache=slots.cache,
-            blocks=live_to // size + 1,
+        scores, cache = forward(
+            slots.token[..., None],
+            slots.position[..., None],
+            slots.cache,
+            live_to // cache_block + 1,
         )
-        scores = logits(params, model.cfg, hidden[:, 0])
         token, logp = sample(keys, scores, request, slots.count)
         live = ~slots.done
         count = slots.count + live
-        stopped = jnp.any(token[:, None] == request.stop_ids, 1)
+        stopped = jnp.any(token[..., None] == request.stop_ids, -1)
         new = slots._replace(
             cache=cache,
             token=jnp.where(live, token, slots.token),
@@ -211,20 +206,27 @@ def decode(
         return (
             i + 1,
             new,
-            tokens.at[:, i].set(jnp.where(live, token, 0)),
-            logps.at[:, i].set(jnp.where(live, logp, 0.0)),
+            tokens.at[..., i].set(jnp.where(live, token, 0)),
+            logps.at[..., i].set(jnp.where(live, logp, 0.0)),
             emitted + live,
         )
 
     start = (
         jnp.int32(0),
         slots,
-        jnp.zeros((rows, chunk), jnp.int32),
-        jnp.zeros((rows, chunk), jnp.float32),
-        jnp.zeros((rows,), jnp.int32),
+        jnp.zeros((*rows, chunk), jnp.int32),
+        jnp.zeros((*rows, chunk), jnp.float32),
+        jnp.zeros(rows, jnp.int32),
     )
     _, slots, tokens, logps, emitted = jax.lax.while_loop(more, step, start)
     return slots, Chunk(tokens, logps, emitted, slots.done)
+
+
+def _over_rows(function: Callable, rows: tuple[int, ...]) -> Callable:
+    """vmap over every axis of B..."""
+    for _ in rows:
+        function = jax.vmap(function)
+    return function
 
 
 def row_key(seed: jax.Array, address: jax.Array) -> jax.Array:
@@ -236,14 +238,15 @@ def row_key(seed: jax.Array, address: jax.Array) -> jax.Array:
 
 
 def sample(
-    keys_B: jax.Array, scores_BxV: jax.Array, request: Request, count_B: jax.Array
+    keys: jax.Array, scores_BxV: jax.Array, request: Request, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """One token per row, and its log-probability under what was sampled from.
+    """One token per row, and its log-probability under what was sampled from; all
+    arguments have leading axes B...
 
     A row's noise depends on its key and on how many tokens it has, never on its
     neighbours. With temperature 0 the likeliest token has probability 1.
     """
-    early = count_B < request.min_new
+    early = count < request.min_new
     scores = jax.lax.cond(
         jnp.any(early),
         lambda s: _without_stops(s, early, request.stop_ids),
@@ -251,7 +254,7 @@ def sample(
         scores_BxV,
     )
     greedy = request.temperature <= 0
-    scores = scores / jnp.where(greedy, 1.0, request.temperature)[:, None]
+    scores = scores / jnp.where(greedy, 1.0, request.temperature)[..., None]
     filtered = (request.top_k > 0) | (request.top_p < 1)
     scores = jax.lax.cond(
         jnp.any(filtered & ~greedy),
@@ -259,35 +262,36 @@ def sample(
         lambda s: s,
         scores,
     )
-    noise = jax.vmap(
-        lambda key, n: jax.random.gumbel(
-            jax.random.fold_in(key, n), scores.shape[1:], jnp.float32
-        )
-    )(keys_B, count_B)
-    noise = jnp.where(greedy[:, None], 0.0, noise)
+
+    def gumbel(key, n):
+        key = jax.random.fold_in(key, n)
+        return jax.random.gumbel(key, scores.shape[-1:], jnp.float32)
+
+    noise = _over_rows(gumbel, count.shape)(keys, count)
+    noise = jnp.where(greedy[..., None], 0.0, noise)
     token = jnp.argmax(scores + noise, -1).astype(jnp.int32)
-    picked = jnp.take_along_axis(scores, token[:, None], 1)[:, 0]
+    # Not a gather, which would bring together what lies apart along V.
+    own = jnp.arange(scores.shape[-1]) == token[..., None]
+    picked = jnp.where(own, scores, 0.0).sum(-1)
     logp = picked - jax.nn.logsumexp(scores, -1)
     return token, jnp.where(greedy, 0.0, logp)
 
 
-def _without_stops(scores_BxV, early_B, stop_ids_BxK) -> jax.Array:
-    ids = jnp.arange(scores_BxV.shape[1])
-    stops = jnp.any(ids[None, :, None] == stop_ids_BxK[:, None], -1)
-    return jnp.where(early_B[:, None] & stops, NEVER, scores_BxV)
+def _without_stops(scores_BxV, early, stop_ids_BxK) -> jax.Array:
+    ids = jnp.arange(scores_BxV.shape[-1])
+    stops = jnp.any(ids[:, None] == stop_ids_BxK[..., None, :], -1)
+    return jnp.where(early[..., None] & stops, NEVER, scores_BxV)
 
 
-def keep_top(
-    scores_BxV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array
-) -> jax.Array:
+def keep_top(scores_BxV: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
     """Masks all but the top-k, then all but the nucleus (arXiv 1904.09751).
 
     Both keep every score at or above a threshold, ties included; the threshold is
     found by bisection over the bits of a float32, without sorting the vocabulary.
     top_k = 0 and top_p = 1 keep everything.
     """
-    vocab = scores_BxV.shape[1]
-    want = jnp.where(top_k_B > 0, top_k_B, vocab)[:, None]
+    vocab = scores_BxV.shape[-1]
+    want = jnp.where(top_k > 0, top_k, vocab)[..., None]
     order = _sortable(scores_BxV)
     kept = order >= _largest(
         lambda t: jnp.sum(order >= t, -1, keepdims=True) >= want, order
@@ -295,12 +299,12 @@ def keep_top(
     scores = jnp.where(kept, scores_BxV, NEVER)
     probs = jax.nn.softmax(scores, -1)
     order = _sortable(scores)
-    mass = jnp.minimum(top_p_B[:, None], 1.0)
+    mass = jnp.minimum(top_p[..., None], 1.0)
 
     def enough(t):
         return jnp.sum(jnp.where(order >= t, probs, 0.0), -1, keepdims=True) >= mass
 
-    nucleus = (order >= _largest(enough, order)) | (top_p_B[:, None] >= 1)
+    nucleus = (order >= _largest(enough, order)) | (top_p[..., None] >= 1)
     return jnp.where(nucleus, scores, NEVER)
 
 
@@ -312,11 +316,11 @@ def _sortable(x: jax.Array) -> jax.Array:
 
 
 def _largest(holds, order_BxV: jax.Array) -> jax.Array:
-    """The largest [B, 1] uint32 threshold for which `holds` (0 always does)."""
+    """The largest [B.., 1] uint32 threshold for which `holds` (0 always does)."""
 
     def body(i, t):
         trial = t | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
         return jnp.where(holds(trial), trial, t)
 
-    start = jnp.zeros((order_BxV.shape[0], 1), jnp.uint32)
+    start = jnp.zeros((*order_BxV.shape[:-1], 1), jnp.uint32)
     return jax.lax.fori_loop(0, 32, body, start)

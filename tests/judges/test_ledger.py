@@ -1,12 +1,15 @@
 """The ledger: cache, account, replay; and what a crash leaves of it."""
 
+import contextlib
 import dataclasses
 import json
 
 import pytest
 
-from mappa_jax.judges import JudgeError, Ledger
-from mappa_jax.judges.ledger import ANSWERED, Entry
+from mappa_jax.config import BudgetConfig, JudgeConfig
+from mappa_jax.judges import JudgeError, Ledger, make_judge
+from mappa_jax.judges.account import Account
+from mappa_jax.judges.ledger import ANSWERED, Entry, Spent
 from mappa_jax.judges.provider import Usage
 
 
@@ -118,3 +121,67 @@ def test_in_memory_it_leaves_no_file(tmp_path):
     assert ledger.answered("a") == entry("a")
     assert dataclasses.asdict(ledger.spent)["calls"] == 1
     assert list(tmp_path.iterdir()) == []
+
+
+# -- several hosts ----------------------------------------------------------------
+
+
+def test_hosts_keep_files_of_their_own_which_all_read(tmp_path):
+    """The same answer stands in each file that needs it, in whatever order they are
+    read; what was said last at an address counts."""
+    path = tmp_path / "judge_ledger.jsonl"
+    entries = [
+        entry(key="a", address="1", outcome="timeout", answer=None, time=1.0),
+        entry(key="a", address="1", answer="same", time=2.0),
+        entry(key="b", address="2", answer="same", time=3.0),
+        entry(key="c", address="3", answer="same", time=4.0),
+    ]
+    for one, host in zip(entries, (1, 0, 0, 2), strict=True):
+        with contextlib.closing(Ledger(path, host=host)) as ledger:
+            ledger.append(one, "prompt")
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "judge_ledger.jsonl",
+        "judge_ledger.host1.jsonl",
+        "judge_ledger.host2.jsonl",
+    }
+    for host in range(4):
+        with contextlib.closing(Ledger(path, host=host)) as ledger:
+            assert ledger.spent.calls == 4
+            assert ledger.at("a", "1").answer == "same"
+            assert ledger.answered("c").answer == "same"
+
+
+def test_hosts_learn_of_calls_without_writing_them(tmp_path):
+    path = tmp_path / "judge_ledger.jsonl"
+    one, two = Ledger(path), Ledger(path, host=1)
+    with contextlib.closing(one), contextlib.closing(two):
+        one.append(entry(key="a"), "prompt")
+        two.learn(one.take_new())
+        assert two.answered("a").key == "a" and two.spent.usd == two.settled.usd == 0.5
+        assert one.take_new() == [] and two.take_new() == []
+    assert (tmp_path / "judge_ledger.host1.jsonl").read_bytes() == b""
+
+
+def test_a_cap_holds_for_all_hosts_together():
+    """Ten calls, or 2.4 dollars at 0.5 each, before three hosts tell one another."""
+
+    def made(hosts, **budget):
+        calls = [0] * hosts
+        for host in range(hosts):
+            ledger = Ledger(None)
+            account = Account(BudgetConfig(**budget), ledger, host, hosts)
+            while account.over(Spent(calls=1, usd=0.5)) is None:
+                ledger.append(entry(key=str(calls[host])), "prompt")
+                calls[host] += 1
+        return calls
+
+    assert made(1, calls=10) == [10]
+    assert made(3, calls=10) == [4, 3, 3]
+    assert made(4, calls=1) == [1, 0, 0, 0]
+    assert made(3, usd=2.4) == [1, 1, 1]
+
+
+def test_a_rate_that_cannot_be_divided_is_refused():
+    config = JudgeConfig(provider="openai", rpm=2, base_url="http://localhost")
+    with pytest.raises(JudgeError, match="judge.rpm=2 .* 3 hosts"):
+        make_judge(config, roles=("a",), keys={}, ledger=Ledger(None), hosts=3)

@@ -1,10 +1,14 @@
-"""The launch scripts as a person runs them, and a run of one iteration."""
+"""The launch scripts as a person runs them, a run of one iteration, a paid judge."""
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
+import zlib
 
 import pytest
+from judge_server import OpenAI, Plain, Server
 
 LETTERS = tuple("abcdefgh")
 TINIER = {
@@ -46,6 +50,12 @@ def launch(command):
 
 
 @pytest.fixture(scope="session")
+def plan_python(launch_path):
+    """The interpreter of the environment with libtpu; `make plan-env` makes it."""
+    return launch_path.parent / ".venv-plan" / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
 def train_arguments(cache):
     """(workdir, changes) -> the arguments of launch/train.py on configs/tiny.py,
     smaller still."""
@@ -82,3 +92,41 @@ def trained(train, tmp_path_factory):
     done = train(workdir)
     assert done.returncode == 0, done.stderr
     return workdir
+
+
+class Paid(Plain):
+    """Without schemas; scores by what it is shown, and says who asked for what, in
+    order."""
+
+    async def handle(self, request):
+        body = await request.text()
+        if "response_format" not in body:  # what is refused is not paid for
+            self.prompts.append(OpenAI.prompt(body))
+        await asyncio.sleep(0.05)
+        return await super().handle(request)
+
+    def __init__(self):
+        super().__init__(score=lambda body: zlib.crc32(body.encode()) % 100 / 10)
+        self.prompts = []
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A paid judge in a thread of its own; its address is `url`."""
+    server, ready, stop = Paid(), threading.Event(), None
+
+    async def serve():
+        nonlocal stop
+        stop = asyncio.Event()
+        async with Server.url(server) as server.address:
+            ready.set()
+            await stop.wait()
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert ready.wait(10)
+    yield server
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(10)
+    loop.close()

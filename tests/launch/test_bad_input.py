@@ -1,7 +1,6 @@
 """What a person can get wrong is refused before the first step, and named."""
 
 import asyncio
-import json
 import shutil
 import subprocess
 
@@ -86,21 +85,6 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tiny, cache, model):
         models(tiny, cache, **everyones(model))
 
 
-def test_another_vocabulary_is_refused_and_the_agent_named(tiny, cache, model):
-    path = model / "tokenizer.json"
-    path.write_text(path.read_text().replace("<|pad1|>", "<|other|>"))
-    with pytest.raises(ConfigError, match=r"agents\.coder\.model.*vocabulary"):
-        models(tiny, cache, **{"agents.coder.model": str(model)})
-
-
-def test_another_architecture_is_refused_and_the_agent_named(tiny, cache, model):
-    path = model / "config.json"
-    config = json.loads(path.read_text()) | {"rope_theta": 7.0}
-    path.write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"agents\.verifier\.model.*architecture"):
-        models(tiny, cache, **{"agents.verifier.model": str(model)})
-
-
 def test_a_context_beyond_the_models_is_refused(tiny, cache):
     changes = {"sampler.context": 16384, "packing.row_tokens": 16384}
     with pytest.raises(ConfigError, match=r"sampler\.context=16384 exceeds"):
@@ -167,26 +151,6 @@ def test_an_override_below_what_has_no_keys_is_refused(command, tmp_path):
     assert done.returncode == 2
     assert "error: config: no such key" in done.stderr
     assert "config.judge.members.a.provider" in done.stderr
-
-
-def test_a_team_with_two_chat_templates_is_refused(tiny, cache, tmp_path):
-    """Fine-tunes of one model often differ in nothing else."""
-
-    other = tmp_path / "other"
-    shutil.copytree(registry.resolve("random:tiny", cache), other)
-    for name in ("chat_template.jinja", "tokenizer_config.json"):
-        if (other / name).exists():
-            text = (other / name).read_text()
-            (other / name).write_text(text.replace("messages", "messages[:]", 1))
-    config = resolve(tiny({"agents.coder.model": str(other)}))
-    with pytest.raises(ConfigError, match="chat template.*coder's"):
-        parts.load_models(config, cache)
-
-
-def test_two_bases_under_adapters_are_refused(tiny, cache):
-    changes = {"agents.verifier.model": "random:tiny/1", "mode": "lora"}
-    with pytest.raises(ConfigError, match=r"agents\.\w+\.model=.*needs one base"):
-        models(tiny, cache, **changes)
 
 
 def test_more_prompts_than_problems_are_refused(assemble, tiny, tmp_path):

@@ -1,11 +1,12 @@
 """The data-science team from its config to its evaluation, with random tiny weights."""
 
+import dataclasses
 import json
 
 import pytest
 from rich.console import Console
 
-from mappa_jax.config import AgentConfig, Config, WorkflowConfig
+from mappa_jax.config import AgentConfig, Config, MeshConfig, WorkflowConfig
 from mappa_jax.evaluate import single_agent
 from mappa_jax.records import evaluation_path, read_trajectories
 
@@ -129,3 +130,14 @@ def test_the_single_agent_has_the_turns_of_the_team():
     assert alone.workflow.name == "datascience_single"
     assert {n: a.max_turns for n, a in alone.agents.items()} == {"single": 9}
     assert alone.sampler == config.sampler
+
+
+def test_a_single_agent_is_not_divided_over_the_mesh():
+    config = Config(
+        agents=dict.fromkeys(AGENTS, AgentConfig()),
+        workflow=WorkflowConfig("datascience"),
+    )
+    for sizes, want in (((3, 2), (1, 6)), ((3, -1), (1, -1)), ((-1, 2), (1, -1))):
+        divided = dataclasses.replace(config, mesh=MeshConfig(*sizes))
+        mesh = single_agent(divided).mesh
+        assert (mesh.agent, mesh.data) == want

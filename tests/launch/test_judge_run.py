@@ -1,61 +1,19 @@
 """A run with a paid judge: killed, resumed, replayed."""
 
-import asyncio
 import collections
 import hashlib
 import json
 import random
 import signal
 import subprocess
-import threading
 import time
-import zlib
 
 import pytest
-from judge_server import OpenAI, Plain, Server
 
 from mappa_jax import records
 
 STEPS = 3
 pytestmark = pytest.mark.slow
-
-
-class Paid(Plain):
-    """Without schemas; scores by what it is shown, and says who asked for what, in
-    order."""
-
-    async def handle(self, request):
-        body = await request.text()
-        if "response_format" not in body:  # what is refused is not paid for
-            self.prompts.append(OpenAI.prompt(body))
-        await asyncio.sleep(0.05)
-        return await super().handle(request)
-
-    def __init__(self):
-        super().__init__(score=lambda body: zlib.crc32(body.encode()) % 100 / 10)
-        self.prompts = []
-
-
-@pytest.fixture(scope="module")
-def server():
-    """A paid judge in a thread of its own; its address is `url`."""
-    server, ready, stop = Paid(), threading.Event(), None
-
-    async def serve():
-        nonlocal stop
-        stop = asyncio.Event()
-        async with Server.url(server) as server.address:
-            ready.set()
-            await stop.wait()
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    assert ready.wait(10)
-    yield server
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(10)
-    loop.close()
 
 
 def judged(address):

@@ -42,7 +42,7 @@ def make_config():
         base = dict(
             agents={"a": agent, "b": slower},
             steps=2,
-            remat=False,
+            remat="none",
             data=DataConfig(prompts_per_step=4, samples_per_prompt=2),
             kl=KLConfig(beta=0.05),
             objective=ObjectiveConfig(mask_truncated=False),
@@ -61,10 +61,11 @@ def make_policy(micro):
         policy = Policy(
             cfg=micro,
             mode=config.mode,
-            agents=len(config.agents),
+            members=tuple(range(len(config.agents))),
             lora=config.lora,
             dtype=jnp.float32,
             remat=config.remat,
+            ranks=(config.lora.rank,) * len(config.agents),
         )
         return dataclasses.replace(policy, **changes)
 

@@ -11,17 +11,24 @@ from mappa_jax.config import ConfigError, ObjectiveConfig, PackingConfig, Reward
 from mappa_jax.learning import batch as batches
 from mappa_jax.types import Outcome
 
+GROUP = batches.GroupShape(
+    members=(0, 1), trained=frozenset({0, 1}), lanes=2, microbatches=4
+)
 SHAPE = batches.Shape(
     actions=8,
     action_tokens=6,
-    lanes=2,
-    microbatches=4,
     packing=PackingConfig(row_tokens=16, row_action_tokens=8, rows=2),
+    groups=(GROUP,),
 )
 APART = dataclasses.replace(
     SHAPE, packing=dataclasses.replace(SHAPE.packing, share_prefixes=False)
 )
 KEEP_ALL = ObjectiveConfig(mask_truncated=False)
+
+
+def of_lanes(shape, lanes, **changes):
+    group = dataclasses.replace(GROUP, lanes=lanes, **changes)
+    return dataclasses.replace(shape, groups=(group,))
 
 
 def pack(
@@ -67,7 +74,7 @@ def three(make_action, make_trajectory):
 
 def test_a_row_holds_its_actions_one_after_the_other(three):
     """Without prefixes, the longest first: 5 + 3 tokens, then 4 + 2, less the last."""
-    part = pack(three, APART).minibatches[0]
+    part = pack(three, APART).minibatches[0][0]
     first, _, second = three[0].actions
     row, b = (0, 0, 0), part.batch
     want = [
@@ -90,14 +97,14 @@ def test_a_row_holds_its_actions_one_after_the_other(three):
 
 
 def test_with_lanes_an_agent_has_its_own(three):
-    b = pack(three).minibatches[0].batch
+    b = pack(three).minibatches[0][0].batch
     np.testing.assert_array_equal(b.mask.sum((1, 2, 3)), [5, 2])
     assert b.agent[1, 0, 0] == 1
 
 
 def test_with_one_lane_rows_name_their_agent(three):
-    shape = dataclasses.replace(SHAPE, lanes=1)
-    part = pack(three, shape).minibatches[0]
+    shape = of_lanes(SHAPE, 1)
+    part = pack(three, shape).minibatches[0][0]
     np.testing.assert_array_equal(part.batch.agent[0, 0], [0, 1])
     np.testing.assert_array_equal(part.batch.mask[0, 0].sum(1), [5, 2])
     assert part.count == 1
@@ -113,7 +120,7 @@ def test_with_one_lane_rows_name_their_agent(three):
 )
 def test_aggregations_weigh_tokens(three, aggregation, long, short):
     objective = dataclasses.replace(KEEP_ALL, aggregation=aggregation, fixed_length=100)
-    weight = pack(three, APART, objective=objective).minibatches[0].batch.weight
+    weight = pack(three, APART, objective=objective).minibatches[0][0].batch.weight
     np.testing.assert_allclose(
         weight[0, 0, 0], [long] * 3 + [short] * 2 + [0] * 3, rtol=1e-6
     )
@@ -124,9 +131,9 @@ def test_weights_are_of_the_mini_batch(three):
     """Of each step's own tokens, not of the whole rollout batch's."""
     packed = pack(three, size=1)
     assert len(packed.minibatches) == 2
-    for part in packed.minibatches:
+    for (part,) in packed.minibatches:
         assert part.batch.weight[0].sum() == pytest.approx(1.0)
-    assert packed.minibatches[1].batch.weight[1].sum() == 0
+    assert packed.minibatches[1][0].batch.weight[1].sum() == 0
 
 
 def test_what_is_not_trained_on_is_left_out_and_counted(make_action, make_trajectory):
@@ -139,7 +146,7 @@ def test_what_is_not_trained_on_is_left_out_and_counted(make_action, make_trajec
     trajectories = [make_trajectory(pairs)]
     strict = pack(trajectories, objective=ObjectiveConfig(mask_truncated=True))
     assert rewards(strict) == pytest.approx([0.5])
-    assert strict.minibatches[0].batch.mask.sum() == 2
+    assert strict.minibatches[0][0].batch.mask.sum() == 2
     assert rewards(pack(trajectories)) == pytest.approx([0.5, 0.9])
     counts = strict.counts["a"]
     assert {k: counts[k] for k in ("actions", "missing", "faults", "truncated")} == {
@@ -302,7 +309,7 @@ LENGTHS = st.lists(
 
 
 def arrays(packed):
-    for part in packed.minibatches:
+    for (part,) in packed.minibatches:
         yield from part.batch.values()
     yield from packed.actions.values()
 
@@ -322,10 +329,10 @@ def test_packing_loses_and_overfills_nothing(
         for k, (agent, p, n) in enumerate(lengths)
     ]
     trajectories = [make_trajectory(pairs)]
-    shape = dataclasses.replace(SHAPE if share else APART, lanes=lanes, microbatches=8)
+    shape = of_lanes(SHAPE if share else APART, lanes, microbatches=8)
     packed = pack(trajectories, shape, seed=seed, size=3)
     seen = []
-    for part in packed.minibatches:
+    for (part,) in packed.minibatches:
         used = {}
         for s in part.slots:
             assert s.at == used.get(s.row, 0)  # side by side
@@ -342,7 +349,7 @@ def test_packing_loses_and_overfills_nothing(
 
     values = np.random.default_rng(seed).random(packed.actions.mask.shape)
     back = np.zeros_like(values)
-    for part in packed.minibatches:
+    for (part,) in packed.minibatches:
         part.gather(part.scatter(values), back)
     np.testing.assert_allclose(back, values * packed.actions.mask, rtol=1e-6)
 

@@ -15,10 +15,15 @@ from mappa_jax.models import hf
 from mappa_jax.models.decoder import Decoder, logits
 
 
+def blank(packing):
+    """One micro-batch of one lane."""
+    group = batches.GroupShape((0,), frozenset({0}), lanes=1, microbatches=1)
+    return jax.tree.map(lambda x: x[0, 0], batches.blank(packing, group))
+
+
 def surrogate(ratio, advantage, *, importance=1.0, config=None):
     """(losses, clipped) of tokens with these ratios; old log-probability -2."""
-    shape = batches.Shape(1, 1, 1, 1, PackingConfig(4, len(ratio), 1))
-    one = jax.tree.map(lambda x: x[0, 0], batches.blank(shape))
+    one = blank(PackingConfig(4, len(ratio), 1))
     logp = np.log(np.asarray([ratio], np.float32)) - 2
     one = one.replace(
         old=np.full_like(logp, -2.0),
@@ -42,8 +47,7 @@ def test_the_clip_binds_only_where_it_makes_the_loss_larger():
 
 def test_a_clipped_token_has_no_gradient():
     def total(logp):
-        shape = batches.Shape(1, 1, 1, 1, PackingConfig(4, 2, 1))
-        one = jax.tree.map(lambda x: x[0, 0], batches.blank(shape))
+        one = blank(PackingConfig(4, 2, 1))
         one = one.replace(advantage=np.ones((1, 2), np.float32))
         return objective.surrogate(logp, one, ObjectiveConfig())[0].sum()
 
@@ -92,9 +96,7 @@ def test_logprobs_equal_those_of_all_logits(
     packing = PackingConfig(row_tokens=20, row_action_tokens=12, rows=2)
     rows = pack_rows([batches._item(*na) for na in actions.items()], packing)
     assert len(rows) == 2  # they would not fit in two without what they share
-    one = jax.tree.map(
-        lambda x: x[0, 0], batches.blank(batches.Shape(5, 12, 1, 1, packing))
-    )
+    one = blank(packing)
     placed = [
         slot
         for r, row in enumerate(rows)

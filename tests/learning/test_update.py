@@ -17,7 +17,6 @@ from mappa_jax.config import (
     KLConfig,
     MeshConfig,
     ObjectiveConfig,
-    OptimizerConfig,
     PackingConfig,
 )
 from mappa_jax.learning import batch as batches
@@ -53,12 +52,12 @@ class Bench:
         )
 
     def step(self, packed, state=None):
-        """(state before, state after, metrics) of one pass; NumPy."""
+        """(group's state before, after, metrics) of one pass; NumPy."""
         state = state or self.fresh()
         before = jax.tree.map(lambda x: np.array(x), state)
-        packed = self.learner.assign_credit(state, self.frozen, packed)
-        state, metrics = self.learner.update(state, self.frozen, packed)
-        return before, jax.device_get(state), metrics
+        packed = self.learner.assign_credit(state, [self.frozen], packed)
+        state, metrics = self.learner.update(state, [self.frozen], packed)
+        return before.groups[0], jax.device_get(state).groups[0], metrics
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +76,18 @@ def bench(micro_folder, make_config, make_policy):
             ),
         )
         mesh = make_mesh(MeshConfig(*mesh_sizes), jax.devices()[:count])
-        policy = make_policy(config)
+        policy = make_policy(config, mesh=mesh)
         folders = [micro_folder] * 2
 
         def fresh():
             trainable, _ = policies.init(policy, folders, mesh, 1, jnp.float32)
             if mode == "lora":  # with b = 0 the gradient of a would vanish
                 trainable = jax.tree.map(lambda p: p + 0.05, trainable)
-            return update.init_state(trainable, config, mesh)
+            return update.init_state([trainable], (policy,), config, mesh)
 
         _, frozen = policies.init(policy, folders, mesh, 1, jnp.float32)
-        learner = update.Learner(policy, config, mesh)
-        learner.warm_up(fresh(), frozen)
+        learner = update.Learner((policy,), config, mesh)
+        learner.warm_up(fresh(), [frozen])
         return Bench(config, policy, learner, fresh, frozen)
 
     return make
@@ -207,7 +206,7 @@ def naive_update(bench, packed, agent, state):
     reference = frozen
     if policy.mode == "lora":  # the base: adapters of zero
         reference = jax.tree.map(np.zeros_like, own)
-    slots = [[s for s in m.slots if s.agent == agent] for m in packed.minibatches]
+    slots = [[s for s in m.slots if s.agent == agent] for (m,) in packed.minibatches]
     kl = np.zeros_like(packed.actions.mask[agent])
     for s in sum(slots, []):
         row, where = alone(s.action)
@@ -244,7 +243,7 @@ def naive_update(bench, packed, agent, state):
             grads = jax.tree.map(np.add, grads, one)
         norms.append(float(optax.global_norm(grads)))
         step, moments = tx.update(grads, moments)
-        share = update.schedule_share(o, taken, total)
+        share = update.schedule_share(taken, total, o.warmup_fraction, 0.1)
         own = jax.tree.map(lambda p, u, r=rate * share: p - r * u, own, step)
     return own, norms, moments
 
@@ -272,7 +271,7 @@ def test_the_update_equals_a_plain_one(bench, related, mode):
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_rows_hold_several_actions_and_micro_batches(bench, related, mode):
     """Which the test above relies on, as on prefixes that are shared."""
-    part, _ = bench(mode=mode).pack(related, size=7).minibatches
+    (part,), _ = bench(mode=mode).pack(related, size=7).minibatches
     assert len({s.row for s in part.slots}) < len(part.slots)
     assert part.count > 1
     apart = sum(len(s.action.prompt_ids) + len(s.action.token_ids) for s in part.slots)
@@ -287,7 +286,7 @@ def test_sharing_prefixes_leaves_the_gradient_as_it_was(bench, related):
         packing=dataclasses.replace(one.config.packing, share_prefixes=False),
     )
     packed = [one.pack(related), one.pack(related, shape=apart)]
-    tokens = [sum((m.batch.ends > 0).sum() for m in p.minibatches) for p in packed]
+    tokens = [sum((m.batch.ends > 0).sum() for (m,) in p.minibatches) for p in packed]
     assert tokens[0] < tokens[1]
     shared, plain = (one.step(p)[1].opt_state[1].mu for p in packed)
     assert_close(shared, plain)
@@ -347,9 +346,11 @@ def test_each_agent_has_its_own_learning_rate(bench, trajectories):
 def test_an_agent_without_tokens_keeps_every_bit(bench, trajectories, mode):
     one = bench(mode=mode)
     _, state, _ = one.step(one.pack(trajectories))  # moments are not zero
+    fresh = one.fresh()
     warm = jax.tree.map(
-        lambda new, x: jax.device_put(new, x.sharding), state, one.fresh()
+        lambda new, x: jax.device_put(new, x.sharding), state, fresh.groups[0]
     )
+    warm = fresh.replace(groups=(warm,))
     only_a = [
         dataclasses.replace(
             t,
@@ -374,12 +375,14 @@ def test_an_agent_without_tokens_keeps_every_bit(bench, trajectories, mode):
 def test_a_gradient_that_is_not_finite_skips_that_agent_only(bench, trajectories, mode):
     one = bench(mode=mode)
     clean_before, clean, _ = one.step(one.pack(trajectories))
-    packed = one.learner.assign_credit(one.fresh(), one.frozen, one.pack(trajectories))
-    (part,) = packed.minibatches
+    packed = one.learner.assign_credit(
+        one.fresh(), [one.frozen], one.pack(trajectories)
+    )
+    ((part,),) = packed.minibatches
     slot = next(s for s in part.slots if s.agent == 0)
     part.batch.advantage[slot.row][slot.at] = np.nan
-    state, metrics = one.learner.update(one.fresh(), one.frozen, packed)
-    after = jax.device_get(state)
+    state, metrics = one.learner.update(one.fresh(), [one.frozen], packed)
+    after = jax.device_get(state).groups[0]
     assert_same(of_agent(after.trainable, 0), of_agent(clean_before.trainable, 0))
     assert_same(of_agent(after.opt_state, 0), of_agent(clean_before.opt_state, 0))
     assert_same(of_agent(after.trainable, 1), of_agent(clean.trainable, 1))
@@ -428,8 +431,10 @@ def test_beta_weighs_the_kl_in_the_loss_and_in_the_reward(bench, trajectories):
     def moved(kl, beta):
         one = bench(kl=kl)
         state = one.fresh()  # away from the reference, where k3 is flat
-        away = jax.tree.map(lambda p: p * 1.05, state.trainable)
-        state = state.replace(beta=jnp.full_like(state.beta, beta), trainable=away)
+        (group,) = state.groups
+        away = jax.tree.map(lambda p: p * 1.05, group.trainable)
+        beta = jax.device_put(jnp.full_like(state.beta, beta), state.beta.sharding)
+        state = state.replace(beta=beta, groups=(group.replace(trainable=away),))
         return one.step(one.pack(trajectories), state)[1].opt_state[1].mu["embed"]
 
     none = moved("reward", 0.0)
@@ -456,11 +461,11 @@ def test_beta_follows_the_kl_from_one_iteration_to_the_next(bench, trajectories)
     learner = copy.copy(one.learner)
     learner._config = dataclasses.replace(one.config, kl=kl)
     state = one.fresh()
-    packed = learner.assign_credit(state, one.frozen, one.pack(trajectories))
-    state, metrics = learner.update(state, one.frozen, packed)
+    packed = learner.assign_credit(state, [one.frozen], one.pack(trajectories))
+    state, metrics = learner.update(state, [one.frozen], packed)
     np.testing.assert_allclose(metrics["beta"], 0.05)
     np.testing.assert_allclose(state.beta, 0.05 * (1 + 0.1 * 0.2), rtol=1e-6)
-    state, metrics = learner.update(state, one.frozen, packed)  # the same placement
+    state, metrics = learner.update(state, [one.frozen], packed)  # the same placement
     np.testing.assert_allclose(metrics["beta"], 0.051, rtol=1e-6)
 
 
@@ -480,18 +485,20 @@ def test_epochs_go_over_the_batch_again(bench, trajectories):
     learner._config = dataclasses.replace(one.config, optimizer=optimizer)
     packed = one.pack(trajectories, size=6)
     state = one.fresh()
-    packed = learner.assign_credit(state, one.frozen, packed)
-    state, metrics = learner.update(state, one.frozen, packed)
-    np.testing.assert_array_equal(state.updates, [6, 6])
+    packed = learner.assign_credit(state, [one.frozen], packed)
+    state, metrics = learner.update(state, [one.frozen], packed)
+    np.testing.assert_array_equal(state.groups[0].updates, [6, 6])
     np.testing.assert_array_equal(metrics["trained_tokens"], [3 * 46, 3 * 38])
 
 
 def test_the_kl_in_the_loss_leaves_the_advantages_alone(bench, trajectories):
     """k3 penalises in the loss only: advantages are those without a KL."""
     one = bench(kl="loss")
-    packed = one.learner.assign_credit(one.fresh(), one.frozen, one.pack(trajectories))
+    packed = one.learner.assign_credit(
+        one.fresh(), [one.frozen], one.pack(trajectories)
+    )
     got = np.zeros_like(packed.actions.mask)
-    for part in packed.minibatches:
+    for (part,) in packed.minibatches:
         part.gather(part.batch.advantage, got)
     mask, reward = packed.actions.mask[0], packed.actions.reward[0]
     values = np.repeat(reward, mask.sum(1).astype(int))
@@ -502,12 +509,12 @@ def test_the_kl_in_the_loss_leaves_the_advantages_alone(bench, trajectories):
 def test_recomputed_logprobs_are_the_trainers_with_importance(bench, trajectories):
     one = bench(old="recompute")
     state = one.fresh()
-    packed = one.learner.assign_credit(state, one.frozen, one.pack(trajectories))
-    (part,) = packed.minibatches
+    packed = one.learner.assign_credit(state, [one.frozen], one.pack(trajectories))
+    ((part,),) = packed.minibatches
     for s in part.slots:
         a, n = s.action, len(s.action.token_ids)
         row, predicted = alone(a)
-        own = of_agent(state.trainable, s.agent)
+        own = of_agent(state.trainable[0], s.agent)
         want = np.asarray(naive_logprobs(one.policy, own, None, *row))[predicted]
         where = (*s.row, slice(s.at, s.at + n))
         np.testing.assert_allclose(part.batch.old[where], want, atol=1e-4)
@@ -553,7 +560,7 @@ def test_rows_that_do_not_divide_the_mesh_are_refused_by_name(make_config, make_
     config = make_config(packing=PackingConfig(row_tokens=24, rows=6))
     mesh = make_mesh(MeshConfig(1, 8, 1, 1))
     with pytest.raises(ConfigError, match="config.packing.rows"):
-        update.Learner(make_policy(config), config, mesh)
+        update.Learner((make_policy(config, mesh=mesh),), config, mesh)
 
 
 # -- the schedule ------------------------------------------------------------------
@@ -570,13 +577,12 @@ def test_rows_that_do_not_divide_the_mesh_are_refused_by_name(make_config, make_
     ],
 )
 def test_the_schedule_warms_up_and_falls_along_a_cosine(taken, share):
-    config = OptimizerConfig(warmup_fraction=0.2, final_fraction=0.1)
-    got = update.schedule_share(config, taken, 20)
+    got = update.schedule_share(taken, 20, 0.2, 0.1)
     assert float(got) == pytest.approx(share, rel=1e-5)
 
 
 def test_a_schedule_of_one_update_is_not_zero():
-    assert float(update.schedule_share(OptimizerConfig(), 0, 1)) > 0
+    assert float(update.schedule_share(0, 1, 0.03, 0.1)) > 0
 
 
 def test_the_schedule_is_as_long_as_the_updates_that_can_be_taken(make_config):

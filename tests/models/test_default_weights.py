@@ -27,18 +27,19 @@ async def test_greedy_continuations_of_ten_prompts(cache):
     team = policy.Policy(
         cfg=hf.read_config(folder),
         mode="lora",
-        agents=1,
+        members=(0,),
         lora=LoRAConfig(rank=1, targets=("q",)),
         dtype=np.float32,
-        remat=False,
+        ranks=(1,),
     )
     weights = policy.init(team, [folder], mesh, 0, np.float32)
     sampler = SamplerConfig(
         slots=10, prefill_rows=2, prompt_buckets=(64,), context=128, chunk=8
     )
-    engine = Engine(team, sampler, mesh, seed=0, stop_ids=1)
-    engine.warm_up(*weights)
-    async with engine.running(*weights):
+    engine = Engine([team], sampler, mesh, seed=0, stop_ids=1)
+    trainable, frozen = weights
+    engine.warm_up([trainable], [frozen])
+    async with engine.running([trainable], [frozen]):
         for number, row in enumerate(rows):
             prompt = tokenizer.render([Message("user", row["prompt"])], thinking=False)
             options = Options(0.0, 0, 1.0, 0, NEW_TOKENS, tokenizer.stop_ids)

@@ -23,7 +23,7 @@ AGENTS = np.array([1, 0, 1], np.int32)
 def policy_of(micro):
     def make(mode, **changes):
         lora = LoRAConfig(rank=2, alpha=6.0, **changes)
-        return Policy(micro, mode, 2, lora, jnp.float32, remat=False)
+        return Policy(micro, mode, (0, 1), lora, jnp.float32, ranks=(2, 2))
 
     return make
 
@@ -52,6 +52,10 @@ def with_noise(tree):
         lambda p: jnp.asarray(np.asarray(p) + rng.normal(0, 0.2, p.shape), p.dtype),
         tree,
     )
+
+
+def in_one_lane(policy, trainable, frozen):
+    return policy.for_training(trainable, frozen, policy.scales(), AGENTS)
 
 
 def assert_same(a, b):
@@ -84,7 +88,7 @@ def test_adapters_start_as_the_base(policy_of, micro, micro_folders, mesh):
     trainable, frozen = policies.init(
         policy, micro_folders[:1] * 2, mesh, 0, jnp.float32
     )
-    params, adapters = policy.for_training(trainable, frozen, AGENTS)
+    params, adapters = in_one_lane(policy, trainable, frozen)
     np.testing.assert_array_equal(
         rows_logits(micro, params, adapters), rows_logits(micro, frozen)
     )
@@ -102,7 +106,7 @@ def test_merged_weights_compute_what_the_adapters_do(
         policy, micro_folders[:1] * 2, mesh, 0, jnp.float32
     )
     trainable = with_noise(trainable)
-    got = rows_logits(micro, *policy.for_training(trainable, frozen, AGENTS))
+    got = rows_logits(micro, *in_one_lane(policy, trainable, frozen))
     plain = rows_logits(micro, frozen)
     for row, agent in enumerate(AGENTS):
         merged = policies.agent_params(policy, trainable, frozen, agent)
@@ -116,12 +120,14 @@ def test_adapters_keep_the_dtype_of_the_compute(policy_of, micro_folders, mesh):
     trainable, frozen = policies.init(
         policy, micro_folders[:1] * 2, mesh, 0, jnp.bfloat16
     )
-    params, adapters = policy.for_training(trainable, frozen, AGENTS)
+    params, adapters = in_one_lane(policy, trainable, frozen)
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
     rows = (jnp.asarray(TOKENS), positions, jnp.full_like(positions, TOKENS.shape[1]))
 
     def forward(params):
-        return policy.decoder().apply({"params": params}, *rows, adapters=adapters)[0]
+        return policy.decoder(rows=None).apply(
+            {"params": params}, *rows, adapters=adapters
+        )[0]
 
     assert jax.eval_shape(forward, params).dtype == jnp.bfloat16
 
@@ -138,12 +144,14 @@ def test_sampling_uses_the_pools_agent_or_each_rows_own(
     trainable, frozen = policies.init(full, micro_folders, mesh, 0, jnp.float32)
     params, lora = full.for_sampling(trainable, frozen, np.int32(1))
     assert lora is None
-    assert_same(params, hf.numpy_params(micro_folders[1])[1])
+    assert_same(
+        jax.tree.map(lambda p: p[0], params), hf.numpy_params(micro_folders[1])[1]
+    )
     mixed = policy_of("lora")
     trainable, frozen = policies.init(
         mixed, micro_folders[:1] * 2, mesh, 0, jnp.float32
     )
-    params, (a, _, scale) = mixed.for_sampling(trainable, frozen, np.int32(0))
+    params, (own, scales) = mixed.for_sampling(trainable, frozen, np.int32(0))
     assert params is frozen
-    assert a["q"].shape == (micro.n_layers, 2, micro.d_model, 2)
-    assert scale == 3.0
+    assert own["q"]["a"].shape == (1, 2, micro.n_layers, micro.d_model, 2)
+    np.testing.assert_array_equal(scales, [[3.0, 3.0]])

@@ -63,9 +63,9 @@ def test_a_parameter_without_a_rule_is_refused():
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_every_parameter_is_placed_with_its_agents(mesh, mode):
-    policy = Policy(TINY, mode, 2, LoRAConfig(), jnp.float32, remat=False)
+    policy = Policy(TINY, mode, (0, 1), LoRAConfig(), jnp.float32, ranks=(16, 16))
     shapes = trainable_shapes(policy, jnp.float32)
-    placed = meshlib.param_shardings(mesh, shapes, agent_axis=True)
+    placed = meshlib.param_shardings(mesh, shapes, ("agent",))
     for leaf, where in zip(
         jax.tree.leaves(shapes), jax.tree.leaves(placed), strict=True
     ):
@@ -75,7 +75,7 @@ def test_every_parameter_is_placed_with_its_agents(mesh, mode):
 
 def test_large_parameters_are_split_over_fsdp_and_tensor(mesh):
     shapes = hf.param_shapes(TINY)
-    placed = meshlib.param_shardings(mesh, shapes, agent_axis=False)
+    placed = meshlib.param_shardings(mesh, shapes)
     kernel = shapes["layers"]["gate"]["kernel"].shape
     part = placed["layers"]["gate"]["kernel"].shard_shape(kernel)
     assert part == (kernel[0], kernel[1] // 2, kernel[2] // 2)
@@ -85,14 +85,15 @@ def test_an_uneven_dimension_is_refused_by_name():
     mesh = meshlib.make_mesh(MeshConfig(1, 1, 1, 8))
     shapes = {"embed": jax.ShapeDtypeStruct((12, 16), np.float32)}
     with pytest.raises(ConfigError, match=r"embed: dimension 0 \(vocab, size 12\)"):
-        meshlib.param_shardings(mesh, shapes, agent_axis=False)
+        meshlib.param_shardings(mesh, shapes)
 
 
 def test_rows_lie_over_data_and_fsdp(mesh):
-    where = meshlib.batch_sharding(mesh, agent_axis=True, rows_axis=2)
-    assert where.spec == P("agent", None, ("data", "fsdp"))
-    where = meshlib.batch_sharding(mesh, agent_axis=False, rows_axis=0)
-    assert where.spec == P(("data", "fsdp"))
+    apart, shared = meshlib.Layout(mesh), meshlib.Layout(mesh, apart=False)
+    assert apart.row_axes == ("data", "fsdp")
+    assert (apart.slices, apart.ways, apart.tensor) == (2, 2, 2)
+    assert shared.row_axes == ("agent", "data", "fsdp")
+    assert (shared.slices, shared.ways, shared.tensor) == (1, 4, 2)
 
 
 def test_path_names():

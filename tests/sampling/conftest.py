@@ -48,7 +48,7 @@ def make_team(micro, micro_folder):
     def make(mode="full", sizes=(1, 1, 1, 1)) -> Team:
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
         lora = LoRAConfig(rank=2, alpha=4.0)
-        policy = Policy(micro, mode, 2, lora, jnp.float32, remat=False)
+        policy = Policy(micro, mode, (0, 1), lora, jnp.float32, mesh=mesh, ranks=(2, 2))
         folders = [micro_folder] * 2
         trainable, frozen = policies.init(policy, folders, mesh, 0, jnp.float32)
         noise = np.random.default_rng(1)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import dataclasses
 import functools
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from mappa_jax.config import ConfigError, SamplerConfig
+from mappa_jax.hosts import Stopped
 from mappa_jax.sampling import engine as engines
 from mappa_jax.sampling.engine import Engine, Options, PromptTooLong
 
@@ -32,7 +34,7 @@ class Served:
     team: object
 
     def running(self):
-        return self.engine.running(self.team.trainable, self.team.frozen)
+        return self.engine.running([self.team.trainable], [self.team.frozen])
 
     async def ask(self, requests):
         """Samples of (agent, prompt, options, address), all asked for at once."""
@@ -47,8 +49,8 @@ def served(make_team):
     @functools.cache
     def make(mode="full", sizes=(1, 1, 1, 1)):
         team = make_team(mode, sizes)
-        engine = Engine(team.policy, CONFIG, team.mesh, seed=11, stop_ids=2)
-        engine.warm_up(team.trainable, team.frozen)
+        engine = Engine([team.policy], CONFIG, team.mesh, seed=11, stop_ids=2)
+        engine.warm_up([team.trainable], [team.frozen])
         return Served(engine, team)
 
     return make
@@ -298,6 +300,103 @@ async def test_a_mesh_gives_the_tokens_of_one_device(served, mode):
 def test_slots_that_do_not_divide_the_mesh_are_refused_by_name(make_team):
     team = make_team("full", (1, 8, 1, 1))
     config = dataclasses.replace(CONFIG, slots=6)
-    engine = Engine(team.policy, config, team.mesh, seed=0, stop_ids=2)
-    with pytest.raises(ConfigError, match="sampler cache"):
-        engine.warm_up(team.trainable, team.frozen)
+    with pytest.raises(ConfigError, match="config.sampler.slots=6 .* 8 devices"):
+        Engine([team.policy], config, team.mesh, seed=0, stop_ids=2)
+
+
+# -- several hosts ----------------------------------------------------------------
+
+
+class Joined:
+    """Hosts in one process, whose gatherings meet in one event loop."""
+
+    def __init__(self, count):
+        self.count, self.stopping = count, False
+        self._told, self._met = {}, asyncio.Event()
+
+    def host(self, index):
+        hosts = self
+
+        class Host:
+            count = hosts.count
+
+            def __init__(self):
+                self.index, self.stopping = index, False
+
+            async def gather(self, value):
+                return await hosts._gather(self, value)
+
+        return Host()
+
+    async def _gather(self, host, value):
+        told, met = self._told, self._met
+        told[host.index] = (host.stopping, value)
+        if len(told) == self.count:
+            self._told, self._met = {}, asyncio.Event()
+            met.set()
+        await met.wait()
+        if any(stopping for stopping, _ in told.values()):
+            raise Stopped("a host was told to stop")
+        return [told[i][1] for i in range(self.count)]
+
+
+@pytest.fixture
+def two_hosts(served):
+    """Two engines over the same compiled programs, joined, and their hosts."""
+
+    def make():
+        joined, made = Joined(2), []
+        for index in (0, 1):
+            one = served()
+            engine = copy.copy(one.engine)
+            engine._hosts, engine._pools = joined.host(index), {}
+            engine.stats = engines.Stats()
+            made.append((dataclasses.replace(one, engine=engine), engine._hosts))
+        return made
+
+    return make
+
+
+async def test_two_hosts_sample_what_one_does(two_hosts, served):
+    """Each its own requests, unequally many, some with stop strings: both keep the
+    same schedule, and the one that is done goes on taking part."""
+
+    def stopped_at(tokens):
+        return 3 if len(tokens) >= 3 else None
+
+    requests = make_requests(9)
+    requests.append(request(max_new=12, stopped_at=stopped_at))
+    alone = await served().ask(requests)
+    (one, _), (two, _) = two_hosts()
+    first, second = await asyncio.gather(one.ask(requests[:2]), two.ask(requests[2:]))
+    for got, want in zip([*first, *second], alone, strict=True):
+        assert_same(got, want)
+    assert alone[-1].finish == "stop"
+    assert one.engine.stats.new_tokens == two.engine.stats.new_tokens
+
+
+@pytest.mark.parametrize("told", [0, 1])
+async def test_a_host_that_waits_elsewhere_stops_with_the_others(two_hosts, told):
+    """Nobody of the first asks for anything when the word comes."""
+    hosts = two_hosts()
+
+    async def busy(served):
+        async with served.running() as engine:
+            while True:
+                await engine.generate(*request(max_new=2))
+
+    async def elsewhere(served):  # a program, a grader
+        async with served.running():
+            await asyncio.sleep(0.3)
+
+    async def tell():
+        await asyncio.sleep(0.1)
+        hosts[told][1].stopping = True
+
+    done = await asyncio.wait_for(
+        asyncio.gather(
+            elsewhere(hosts[0][0]), busy(hosts[1][0]), tell(), return_exceptions=True
+        ),
+        timeout=60,
+    )
+    assert isinstance(done[0], Stopped) and isinstance(done[1], Stopped)

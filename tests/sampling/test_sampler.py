@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mappa_jax.models.decoder import Decoder, init_cache
+from mappa_jax.models.decoder import Decoder, init_cache, logits
 from mappa_jax.models.policy import agent_params
 from mappa_jax.sampling import sampler
 
@@ -163,8 +163,15 @@ def run(make_team, micro):
             model, params, None, slots, jnp.arange(B), tokens, lengths, request
         )
         cancelled = jnp.zeros((B,), bool)
+
+        def forward(tokens, positions, cache, blocks):
+            hidden, cache = model.apply(
+                {"params": params}, tokens, positions, cache=cache, blocks=blocks
+            )
+            return logits(params, micro, hidden[:, 0]), cache
+
         return sampler.decode(
-            model, params, None, slots, cancelled, jnp.uint32(3), chunk=NEW
+            forward, slots, cancelled, jnp.uint32(3), chunk=NEW, cache_block=8
         )[1]
 
     def go(**options):
