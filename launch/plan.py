@@ -66,7 +66,8 @@ def main(argv: list[str]) -> int:
     from mappa_jax.assemble import seat_agents
     from mappa_jax.models.published import architecture
 
-    config = with_mesh(with_agents(seat_agents(config), _AGENTS.value), _MESH.value)
+    team = with_agents(seat_agents(config), _AGENTS.value)
+    config = common.with_mesh(team, _MESH.value)
     shapes = [architecture(agent.model) for agent in config.agents.values()]
     devices, fabric, tpu = open_devices(_TOPOLOGY.value)
     plan_of = functools.partial(_plan, shapes, devices, fabric, tpu)
@@ -129,26 +130,6 @@ def with_agents(config: Any, count: int) -> Any:
     first = next(iter(config.agents.values()))
     team = {f"agent{i}": first for i in range(1, count + 1)}
     return dataclasses.replace(config, agents=team)
-
-
-def with_mesh(config: Any, sizes: Sequence[str] | None) -> Any:
-    """The config with --mesh in place of its mesh."""
-    from mappa_jax.config import ConfigError
-    from mappa_jax.parallel.mesh import AXES
-    from mappa_jax.plan.search import changed
-
-    if sizes is None:
-        return config
-    try:
-        numbers = [int(size) for size in sizes]
-    except ValueError:
-        numbers = []
-    if len(numbers) != len(AXES):
-        raise ConfigError(
-            f"--mesh={','.join(sizes)}: expected sizes of {', '.join(AXES)}: 1,1,8,1"
-        )
-    keys = (f"mesh.{axis}" for axis in AXES)
-    return changed(config, dict(zip(keys, numbers, strict=True)))
 
 
 def open_devices(topology: str) -> tuple[Sequence[Any], Callable, bool]:

@@ -663,3 +663,15 @@ def _check_judge(judge: JudgeConfig, refuse: Callable[[str, str], Any]) -> None:
             "is for a judge that was paid for; the rubric always says the same: set "
             "this to ''",
         )
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config with values at flat keys, "mesh.fsdp"."""
+    for key, value in changes.items():
+        group, _, field = key.rpartition(".")
+        if group:
+            inner = dataclasses.replace(getattr(config, group), **{field: value})
+            config = dataclasses.replace(config, **{group: inner})
+        else:
+            config = dataclasses.replace(config, **{field: value})
+    return config

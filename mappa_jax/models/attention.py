@@ -6,9 +6,17 @@ H head dimension, S cache slots.
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
+ATTENTION = "attention"  # what `remat` may keep: results, and their log-sum-exp
+SHORTEST_BLOCK = 256
+MOST_BLOCKS = 32  # that a row is cut into
 MASKED = -1e30  # finite, so that a fully masked row gives no NaN
 
 
@@ -21,6 +29,7 @@ def attend_rows(
     window: jax.Array,
     *,
     scale: float,
+    block: int | None = None,
 ) -> jax.Array:
     """Causal attention within the sequences that share a row.
 
@@ -28,25 +37,196 @@ def attend_rows(
     `window` before its own. So a sequence alone in a row has its length as the end
     of all its tokens, packed sequences end where the next starts, and a prefix that
     several share ends after the last of them (a tree of tokens in depth-first
-    order). Padding has end 0. Scores and softmax are in float32.
+    order). Padding has end 0; its own results mean nothing. Scores and softmax are in
+    float32.
+
+    Rows longer than `block` are computed block by block, forward and backward, so that
+    no array of T x T numbers exists (FlashAttention-2, arXiv 2307.08691), and what lies
+    above the diagonal is not computed.
 
     Returns:
       [N, T, K, G, H], in the dtype of `v`.
     """
-    scores = jnp.einsum(
-        "ntkgh,nskh->nkgts",
-        q_NxTxKxGxH,
-        k_NxTxKxH,
-        preferred_element_type=jnp.float32,
-    )
-    scores *= scale
-    gap_NxTxT = positions_NxT[:, :, None] - positions_NxT[:, None, :]
+    where = (positions_NxT, ends_NxT, window)
+    block = block or row_block(q_NxTxKxGxH.shape[1])
+    if q_NxTxKxGxH.shape[1] <= block:
+        return _attend_whole(q_NxTxKxGxH, k_NxTxKxH, v_NxTxKxH, where, scale)
+    return _attend_blocks(q_NxTxKxGxH, k_NxTxKxH, v_NxTxKxH, where, scale, block)
+
+
+def row_block(length: int) -> int:
+    """How many tokens of a row of so many are one block."""
+    short = -(-length // MOST_BLOCKS)
+    return max(SHORTEST_BLOCK, -(-short // 128) * 128)
+
+
+def _attend_whole(q, k, v, where, scale: float) -> jax.Array:
+    """`attend_rows` by its definition."""
+    positions_NxT, ends_NxT, window = where
+    scores = jnp.einsum("ntkgh,nskh->nkgts", q, k, preferred_element_type=jnp.float32)
     index_T = jnp.arange(ends_NxT.shape[1])
-    seen = (gap_NxTxT < window) & (index_T[:, None] >= index_T)
-    seen &= index_T[:, None] < ends_NxT[:, None, :]
-    scores = jnp.where(seen[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_NxTxKxH.dtype)
-    return jnp.einsum("nkgts,nskh->ntkgh", weights, v_NxTxKxH)
+    places = (index_T, positions_NxT)
+    seen = _seen(places, (*places, ends_NxT), window)
+    scores = jnp.where(seen[:, None, None], scores * scale, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("nkgts,nskh->ntkgh", weights, v)
+
+
+def _seen(queries, keys, window) -> jax.Array:
+    """[N, queries, keys] bool; each of them as places in the row [.], positions
+    [N, .], and keys with their ends [N, .]."""
+    (at_Q, position_NxQ), (at_K, position_NxK, ends_NxK) = queries, keys
+    seen = position_NxQ[:, :, None] - position_NxK[:, None, :] < window
+    seen &= at_Q[:, None] >= at_K
+    return seen & (at_Q[:, None] < ends_NxK[:, None, :])
+
+
+class _Blocks(NamedTuple):
+    """A row in pieces: [N, K, G, B, H] for a block of queries, [N, K, B, H] of keys."""
+
+    size: int
+    where: tuple[jax.Array, jax.Array, jax.Array]
+
+    def of(self, x: jax.Array, i: jax.Array) -> jax.Array:
+        """Block i along the axis before the last."""
+        return jax.lax.dynamic_slice_in_dim(x, i * self.size, self.size, x.ndim - 2)
+
+    def put(self, x: jax.Array, part: jax.Array, i: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, part, i * self.size, x.ndim - 2)
+
+    def scores(self, q, k, i, j, scale) -> tuple[jax.Array, jax.Array]:
+        """Of block i's queries and block j's keys, [N, K, G, B, B] float32; and who
+        sees whom, [N, 1, 1, B, B]."""
+        positions, ends, window = self.where
+
+        def places(block):
+            start = block * self.size
+            own = jax.lax.dynamic_slice_in_dim(positions, start, self.size, 1)
+            return start + jnp.arange(self.size), own
+
+        own_ends = jax.lax.dynamic_slice_in_dim(ends, j * self.size, self.size, 1)
+        seen = _seen(places(i), (*places(j), own_ends), window)
+        scores = jnp.einsum(
+            "nkgth,nksh->nkgts", q, k, preferred_element_type=jnp.float32
+        )
+        return scores * scale, seen[:, None, None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend_blocks(q, k, v, where, scale: float, block: int) -> jax.Array:
+    """`attend_rows` over the pairs of blocks on and below the diagonal."""
+    return _attend_blocks_fwd(q, k, v, where, scale, block)[0]
+
+
+def _attend_blocks_fwd(q, k, v, where, scale, block):
+    q, k, v, where, length = _in_blocks(q, k, v, where, block)
+    # Who sees whom is known before q is: `jax.checkpoint` would take it out of the
+    # loop, and keep it for all pairs.
+    pairs = _pairs(q.shape[3] // block)
+    q, where, pairs = jax.lax.optimization_barrier((q, where, pairs))
+    blocks = _Blocks(block, where)
+
+    def step(carry, pair):
+        out, lse, state = carry
+        i, j = pair
+        first = (j == 0)[None]
+        top, total, acc = jax.tree.map(
+            lambda x, x0: jnp.where(first, x0, x), state, new
+        )
+        scores, seen = blocks.scores(blocks.of(q, i), blocks.of(k, j), i, j, scale)
+        scores = jnp.where(seen, scores, MASKED)
+        higher = jnp.maximum(top, scores.max(-1, keepdims=True))
+        weights = jnp.where(seen, jnp.exp(scores - higher), 0.0)
+        decay = jnp.exp(top - higher)
+        total = total * decay + weights.sum(-1, keepdims=True)
+        acc = acc * decay + jnp.einsum(
+            "nkgts,nksh->nkgth",
+            weights.astype(v.dtype),
+            blocks.of(v, j),
+            preferred_element_type=jnp.float32,
+        )
+        # Padding sees nothing at all.
+        done = acc / jnp.where(total > 0, total, 1.0)
+        out = blocks.put(out, done.astype(v.dtype), i)
+        lse = blocks.put(lse, higher + jnp.log(jnp.where(total > 0, total, 1.0)), i)
+        return (out, lse, (higher, total, acc)), None
+
+    shape = (*q.shape[:3], block)
+    new = (
+        jnp.full((*shape, 1), MASKED, jnp.float32),
+        jnp.zeros((*shape, 1), jnp.float32),
+        jnp.zeros((*shape, q.shape[-1]), jnp.float32),
+    )
+    start = (jnp.zeros(q.shape, v.dtype), jnp.zeros((*q.shape[:-1], 1), jnp.float32))
+    (out, lse, _), _ = jax.lax.scan(step, (*start, new), pairs)
+    out = checkpoint_name(out, ATTENTION)
+    lse = checkpoint_name(lse, ATTENTION)
+    rows = jnp.moveaxis(out, 3, 1)[:, :length]
+    return rows, (q, k, v, where, out, lse, length)
+
+
+def _attend_blocks_bwd(scale, block, kept, grad):
+    q, k, v, where, out, lse, length = kept
+    blocks = _Blocks(block, where)
+    grad = _pad(jnp.moveaxis(grad, 1, 3), block)
+    # Of the softmax: the same for all keys of a query.
+    dot = jnp.sum(grad.astype(jnp.float32) * out, -1, keepdims=True)
+
+    def step(carry, pair):
+        dq, dk, dv = carry
+        i, j = pair
+        own_q, own_k, own_grad = blocks.of(q, i), blocks.of(k, j), blocks.of(grad, i)
+        scores, seen = blocks.scores(own_q, own_k, i, j, scale)
+        weights = jnp.where(seen, jnp.exp(scores - blocks.of(lse, i)), 0.0)
+        inner = jnp.einsum(
+            "nkgth,nksh->nkgts",
+            own_grad,
+            blocks.of(v, j),
+            preferred_element_type=jnp.float32,
+        )
+        slope = (weights * (inner - blocks.of(dot, i)) * scale).astype(q.dtype)
+        weights = weights.astype(v.dtype)
+
+        def add(total, i, how, *of):
+            part = jnp.einsum(how, *of, preferred_element_type=jnp.float32)
+            return blocks.put(total, blocks.of(total, i) + part, i)
+
+        dq = add(dq, i, "nkgts,nksh->nkgth", slope, own_k)
+        dk = add(dk, j, "nkgts,nkgth->nksh", slope, own_q)
+        dv = add(dv, j, "nkgts,nkgth->nksh", weights, own_grad)
+        return (dq, dk, dv), None
+
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+    (dq, dk, dv), _ = jax.lax.scan(step, zeros, _pairs(q.shape[3] // block))
+    dq = jnp.moveaxis(dq, 3, 1)[:, :length].astype(q.dtype)
+    dk, dv = (
+        jnp.moveaxis(d, 2, 1)[:, :length].astype(x.dtype) for d, x in ((dk, k), (dv, v))
+    )
+    return dq, dk, dv, jax.tree.map(lambda _: None, where)
+
+
+_attend_blocks.defvjp(_attend_blocks_fwd, _attend_blocks_bwd)
+
+
+def _in_blocks(q, k, v, where, block):
+    """Tokens last but one, padded to whole blocks; and how many there were."""
+    positions, ends, window = where
+    length = q.shape[1]
+    q, k, v = (_pad(jnp.moveaxis(x, 1, x.ndim - 2), block) for x in (q, k, v))
+    positions, ends = (_pad(x[..., None], block)[..., 0] for x in (positions, ends))
+    return q, k, v, (positions, ends, window), length
+
+
+def _pad(x: jax.Array, block: int) -> jax.Array:
+    """Zeros along the axis before the last, up to a multiple of `block`."""
+    short = -x.shape[-2] % block
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, short), (0, 0)))
+
+
+def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(query block, key block) on and below the diagonal, in the order of queries."""
+    i, j = np.tril_indices(count)
+    return i.astype(np.int32), j.astype(np.int32)
 
 
 def attend_cache(

@@ -36,7 +36,7 @@ _saved = jax.checkpoint_policies
 # What the backward pass keeps of a layer beside its input; the rest is recomputed.
 REMAT: Mapping[str, Any] = {
     "full": _saved.nothing_saveable,
-    "projections": _saved.save_only_these_names(PROJECTION),
+    "projections": _saved.save_only_these_names(PROJECTION, attention.ATTENTION),
     "offload": _saved.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[LAYER_INPUT],
@@ -186,7 +186,11 @@ class Block(nn.Module):
         cfg, place, rows = self.cfg, self.layout.constrain, self.rows
         x, cache = carry
         index, sliding, lora_a, lora_b = per_layer
-        x = checkpoint_name(place(x, rows, None, None), LAYER_INPUT)
+        # Between layers a row's tokens lie apart (arXiv 2205.05198), so that what is
+        # kept for the backward pass does.
+        spread = cache is None and x.shape[1] % self.layout.tensor == 0
+        apart = (rows, "tensor" if spread else None, None)
+        x = checkpoint_name(place(x, *apart), LAYER_INPUT)
 
         def norm(name, eps=cfg.rms_norm_eps):
             return RMSNorm(eps, cfg.norm_offset, self.dtype, name=name)
@@ -198,7 +202,7 @@ class Block(nn.Module):
             return Dense(features, bias, self.dtype, name=name)(h, adapter)
 
         n, t, _ = x.shape
-        h = norm("attn_norm")(x)
+        h = place(norm("attn_norm")(x), rows, None, None)
         q = dense("q", cfg.n_heads * cfg.head_dim, cfg.qkv_bias, h)
         k = dense("k", cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias, h)
         v = dense("v", cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias, h)
@@ -238,16 +242,17 @@ class Block(nn.Module):
                 block=self.block,
                 scale=cfg.attn_scale,
             )[:, None]
-        out = dense("o", cfg.d_model, cfg.o_bias, out.reshape(n, t, -1))
+        out = place(out, *heads, None)
+        out = place(dense("o", cfg.d_model, cfg.o_bias, out.reshape(n, t, -1)), *apart)
         x += norm("attn_out_norm")(out) if cfg.post_norms else out
 
-        h = norm("mlp_norm")(x)
+        h = place(norm("mlp_norm")(x), rows, None, None)
         gate = ACTIVATIONS[cfg.activation](dense("gate", cfg.d_ff, cfg.mlp_bias, h))
         up = dense("up", cfg.d_ff, cfg.mlp_bias, h)
         wide = place(gate * up, rows, None, "tensor")
-        out = dense("down", cfg.d_model, cfg.mlp_bias, wide)
+        out = place(dense("down", cfg.d_model, cfg.mlp_bias, wide), *apart)
         x += norm("mlp_out_norm")(out) if cfg.post_norms else out
-        return (place(x, rows, None, None), cache), kept
+        return (place(x, *apart), cache), kept
 
 
 def _write(cache: Cache, layer, k_NxKxH, v_NxKxH, positions_N) -> Cache:

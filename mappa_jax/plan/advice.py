@@ -126,9 +126,9 @@ def _largest(phase: Phase) -> str:
 
 
 def _shorter(tokens: int, share: float) -> int:
-    """Tokens of a row whose score matrices take `share` of the memory, a multiple of
-    1024 (of 128 below that)."""
-    most = tokens * math.sqrt(min(share, 1.0))
+    """Tokens of a row whose activations take nine tenths of `share` of the memory, a
+    multiple of 1024 (of 128 below that)."""
+    most = tokens * min(0.9 * share, 1.0)
     step = 1024 if most >= 2048 else 128
     return max(step, int(most) // step * step)
 

@@ -108,17 +108,23 @@ def _value(constant: Instruction) -> int | None:
     return int(found[0]) if found else None
 
 
+COPIES = ("copy", "bitcast", "copy-start", "copy-done")
+
+
 def _returned(frame: Frame, index: int) -> Instruction | None:
-    """What the body hands on as an element."""
+    """What the body hands on as an element, whatever copies it."""
     root = frame.body.root
-    return frame.body[root.operands[index]] if root.opcode == "tuple" else None
+    if root.opcode != "tuple":
+        return None
+    one = frame.body[root.operands[index]]
+    while one.opcode in COPIES:
+        one = frame.body[one.operands[0]]
+    return one
 
 
 def _kept(frame: Frame, index: int) -> bool:
     """Whether the body hands an element on as it was."""
     one = _returned(frame, index)
-    while one is not None and one.opcode in ("copy", "bitcast"):
-        one = frame.body[one.operands[0]]
     return (
         one is not None
         and one.opcode == "get-tuple-element"

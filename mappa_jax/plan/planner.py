@@ -151,7 +151,8 @@ def _wanted(name: str, config: Config, uses, only: Sequence[str]) -> bool:
 def lowered(
     config: Config, team: Sequence[Policy], mesh: Mesh
 ) -> tuple[dict[str, jax.stages.Lowered], dict[str, float]]:
-    """Every program of a run by name, and what stays in memory: bytes per chip by kind.
+    """The programs of a run that work by name, and what stays in memory: bytes per chip
+    by kind. Left out are those that only empty slots or copy prompts.
 
     Names as in `Phase.name`: the first group's are without its number.
     """
@@ -165,7 +166,7 @@ def lowered(
         f"{name}/{g}": program
         for g, one in enumerate(samplers)
         for name, program in one.lowered(*weights[g]).items()
-        if name != "empty"
+        if name not in ("empty", "clone")
     } | learner.lowered(state, frozen)
     caches = [
         policy.pools * memory.held(one.slot_shapes().cache)

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mappa_jax.config import Config, ConfigError
+from mappa_jax.config import Config, ConfigError, changed
 from mappa_jax.models.config import ModelConfig
 from mappa_jax.plan.planner import Plan
 from mappa_jax.plan.report import efficiency_of
@@ -65,18 +65,6 @@ class Found:
             "fullest_phase": self.fill,
             "parallel_efficiency": efficiency_of(self.plan),
         }
-
-
-def changed(config: Config, changes: Changes) -> Config:
-    """The config with values at flat keys, "mesh.fsdp"."""
-    for key, value in changes.items():
-        group, _, field = key.rpartition(".")
-        if group:
-            inner = dataclasses.replace(getattr(config, group), **{field: value})
-            config = dataclasses.replace(config, **{group: inner})
-        else:
-            config = dataclasses.replace(config, **{field: value})
-    return config
 
 
 def meshes(

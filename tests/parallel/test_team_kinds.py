@@ -83,6 +83,7 @@ def test_unlike_agents_sample_side_by_side(mixed, plain):
     assert both[1::4] != alike[1::4]
 
 
+@pytest.mark.slow
 def test_groups_lie_on_a_mesh(make_team, mixed, trajectories):
     spread = make_team(mixed.config, (2, 2, 2, 1))
     (_, want, _), (_, got, _) = mixed.step(trajectories), spread.step(trajectories)
@@ -100,7 +101,7 @@ def test_a_group_that_the_mesh_cannot_divide_is_refused(make_team):
 # -- frozen agents ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("mode", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_frozen_agent_acts_and_is_not_trained(make_team, trajectories, mode, plain):
     team = make_team(make_config(mode, agents={"c": {"trainable": False}}))
     free = make_team(make_config(mode)) if mode == "lora" else plain
@@ -289,6 +290,7 @@ def test_adafactor_keeps_rows_and_columns_where_their_parameter_lies(weights):
     assert placed[1].v_col["w"].spec == PartitionSpec("agent", None, "tensor")
 
 
+@pytest.mark.slow
 def test_adafactor_trains_a_team_on_a_mesh_as_on_one_device(make_team, trajectories):
     config = make_config(
         optimizer=OptimizerConfig(name="adafactor", actions_per_update=12)
@@ -301,7 +303,9 @@ def test_adafactor_trains_a_team_on_a_mesh_as_on_one_device(make_team, trajector
     np.testing.assert_array_equal(metrics["updates"], 1)
 
 
-@pytest.mark.parametrize("remat", ["full", "projections"])
+@pytest.mark.parametrize(
+    "remat", [pytest.param("full", marks=pytest.mark.slow), "projections"]
+)
 def test_what_is_recomputed_changes_no_number(make_team, plain, trajectories, remat):
     _, got, _ = make_team(make_config(remat=remat)).step(trajectories)
     _, want, _ = plain.step(trajectories)
@@ -327,7 +331,9 @@ def test_what_is_kept_for_the_backward_pass_shrinks_by_name(make_team):
     assert {"none", *REMAT} == {"none", "full", "projections", "offload"}
 
 
-@pytest.mark.parametrize("kv", ["bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize(
+    "kv", [pytest.param("bfloat16", marks=pytest.mark.slow), "float8_e4m3fn"]
+)
 def test_a_cache_of_fewer_bits_samples_nearly_the_same(make_team, plain, kv):
     sampler = dataclasses.replace(plain.config.sampler, kv_dtype=kv)
     team = make_team(make_config(sampler=sampler))

@@ -152,6 +152,14 @@ def test_the_length_is_found_in_the_condition_where_xla_does_not_say_it(length):
     assert count(hlo.parse(text), 1).matmul == {"f32": length * ONE_PRODUCT}
 
 
+def test_a_counter_may_be_copied_before_it_is_handed_on():
+    text = without_hints(compiled(scanned(7), W, W).as_text())
+    handed_on = re.compile(r"^(  ROOT .* tuple\()%wrapped_add,", re.MULTILINE)
+    text, found = handed_on.subn(r"  %one = s32[] copy(%wrapped_add)\n\1%one,", text)
+    assert found == 1
+    assert count(hlo.parse(text), 1).matmul == {"f32": 7 * ONE_PRODUCT}
+
+
 def test_a_condition_on_an_argument_is_not_taken_for_a_known_one():
     text = without_hints(compiled(repeated, W, W, shape(dtype=jnp.int32)).as_text())
     with pytest.raises(hlo.HloError, match="turns"):

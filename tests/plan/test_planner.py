@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from mappa_jax.config import ConfigError
+from mappa_jax.models.attention import row_block
 from mappa_jax.models.published import architecture
 from mappa_jax.plan import memory, workload
 
@@ -50,10 +51,12 @@ def test_memory_by_kind_is_what_the_shapes_say(plan):
 
 
 def test_a_phase_costs_what_the_formula_says(plan):
-    """Prefill: products with weights and whole score matrices, no head."""
+    """Prefill: products with weights, and score matrices of blocks on and below the
+    diagonal; no head."""
     cfg, rows, t = TINY, 4, 512
     weights = cfg.n_params - cfg.vocab_size * cfg.d_model
-    attention = 4 * t * cfg.n_heads * cfg.head_dim * cfg.n_layers
+    seen = (t + row_block(t)) / 2
+    attention = 4 * seen * cfg.n_heads * cfg.head_dim * cfg.n_layers
     want = rows * t * (2 * weights + attention) / 4
     assert phase(plan, "prefill/512").cost.matmul["f32"] == want
 

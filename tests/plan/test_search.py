@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from mappa_jax.assemble import make_team, seat_agents
-from mappa_jax.config import ConfigError, resolve
+from mappa_jax.config import ConfigError, changed, resolve
 from mappa_jax.models.published import architecture
 from mappa_jax.parallel import mesh as meshlib
 from mappa_jax.plan import workload
 from mappa_jax.plan.planner import Plan
-from mappa_jax.plan.search import changed, meshes, search
+from mappa_jax.plan.search import meshes, search
 
 USABLE = 1000.0
 
@@ -109,6 +109,21 @@ def test_the_quickest_that_fits_comes_first(plan, config, shapes):
     # Updates come first; only whole plans are offered, no program compiled twice.
     assert fake.asked[0][1] == ("update",) and "update" not in fake.asked[-1][1]
     assert {p.name for p in found[0].plan.phases} == {p.name for p in plan.phases}
+
+
+def test_whole_plans_are_sorted_by_all_their_phases(plan, config, shapes):
+    """Updates of one mesh alike, of which the second leaves the quickest sampler."""
+    fake = Fake(plan, lambda c, p: 500, None)
+
+    def seconds(config):
+        if fake.asked[-1][1] == ("update",):
+            return 1.0 if config.mesh.fsdp == 4 else 2.0
+        return 0.1 if config.packing.rows == 8 else 1.0
+
+    fake.seconds = seconds
+    found = search(config, shapes, 4, fake, compiles=200)
+    assert found[0].changes["packing.rows"] == 8
+    assert len(found) == 3 and found[0].seconds < found[1].seconds
 
 
 def test_rows_and_remat_are_tried_where_the_first_try_fits(plan, config, shapes):

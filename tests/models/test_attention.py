@@ -1,0 +1,138 @@
+"""Attention block by block against its definition."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mappa_jax.models import attention
+
+N, K, G, H = 2, 2, 3, 4
+WHOLE = 10**6
+FAR = 2**31 - 1
+
+
+def trees(rng, length):
+    """Random prefix trees in depth-first order: positions and ends, [N, length]; what
+    is left over is padding."""
+    positions, ends = np.zeros((2, N, length), np.int32)
+    for n in range(N):
+        used = int(rng.integers(1, length + 1))
+
+        def grow(start, stop, depth, n=n):
+            """One sequence at `start`, and below it others up to `stop`."""
+            own = int(rng.integers(1, stop - start + 1))
+            positions[n, start : start + own] = depth + np.arange(own)
+            ends[n, start : start + own] = stop
+            at = start + own
+            while at < stop:
+                part = int(rng.integers(1, stop - at + 1))
+                grow(at, at + part, depth + own)
+                at += part
+
+        at = 0
+        while at < used:
+            part = int(rng.integers(1, used - at + 1))
+            grow(at, at + part, 0)
+            at += part
+    return positions, ends
+
+
+@functools.partial(jax.jit, static_argnames="block")
+def run(arrays, places, window, grad, block):
+    """[output, gradients of q, k and v]"""
+
+    def attend(q, k, v):
+        return attention.attend_rows(q, k, v, *places, window, scale=0.5, block=block)
+
+    out, back = jax.vjp(attend, *arrays)
+    return [out, *back(grad.astype(out.dtype))]
+
+
+def both_ways(length, block, window, seed, dtype):
+    """((output, gradients) by blocks, the same by the definition), padding's aside."""
+    rng = np.random.default_rng(seed)
+    positions, ends = trees(rng, length)
+    arrays = [
+        jnp.asarray(rng.normal(size=shape), dtype)
+        for shape in ((N, length, K, G, H), (N, length, K, H), (N, length, K, H))
+    ]
+    used = (np.arange(length) < ends)[..., None, None, None]
+    grad = (rng.normal(size=arrays[0].shape) * used).astype(np.float32)
+    ways = (run(arrays, (positions, ends), window, grad, b) for b in (block, WHOLE))
+    return [
+        [np.asarray(x, np.float32) for x in (out * used, *grads)]
+        for out, *grads in ways
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    length=st.sampled_from([5, 8, 21]),
+    block=st.sampled_from([3, 4]),
+    window=st.sampled_from([1, 3, FAR]),
+    seed=st.integers(0, 1000),
+)
+def test_blocks_give_what_the_whole_gives(length, block, window, seed):
+    """Outputs and gradients, whether or not the blocks divide the row."""
+    found, want = both_ways(length, block, np.int32(window), seed, jnp.float32)
+    for got, expected in zip(found, want, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bfloat16_they_differ_by_its_rounding():
+    found, want = both_ways(21, 4, np.int32(FAR), 3, jnp.bfloat16)
+    for got, expected in zip(found, want, strict=True):
+        np.testing.assert_allclose(got, expected, atol=0.03 * np.abs(expected).max())
+
+
+def test_a_row_of_padding_is_finite():
+    rows = np.zeros((1, 9), np.int32)
+    q, k = np.ones((1, 9, K, G, H), np.float32), np.ones((1, 9, K, H), np.float32)
+
+    def total(q, k, v):
+        window = np.int32(FAR)
+        out = attention.attend_rows(q, k, v, rows, rows, window, scale=1.0, block=4)
+        return out.sum()
+
+    value, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, k)
+    assert value == 0
+    for grad in grads:
+        np.testing.assert_array_equal(grad, 0)
+
+
+@pytest.mark.parametrize(
+    ("length", "block"), [(32, 256), (8192, 256), (8200, 384), (28672, 896)]
+)
+def test_long_rows_have_at_most_so_many_blocks(length, block):
+    assert attention.row_block(length) == block
+    assert length <= block * attention.MOST_BLOCKS
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_no_array_of_a_rows_square_exists(remat):
+    """In two layers, forward and backward, of rows of 1,024 tokens in blocks of 64."""
+    length = 1024
+    q = jax.ShapeDtypeStruct((1, length, 1, 1, 8), jnp.float32)
+    places = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    def loss(q, positions, ends):
+        def layer(x, _):
+            window = np.int32(FAR)
+            where = (positions, ends, window)
+            k = x[..., 0, :]
+            return attention.attend_rows(x, k, k, *where, scale=1.0, block=64), None
+
+        layer = jax.checkpoint(layer) if remat else layer
+        return jax.lax.scan(layer, q, length=2)[0].sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(q, places, places).compile()
+    sizes = re.findall(r"[a-z]+\d*\[([\d,]+)\]", compiled.as_text())
+    most = max(math.prod(map(int, size.split(","))) for size in sizes)
+    assert most < length * length / 16
