@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -187,6 +187,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from mappa_jax.judges import JudgeError
     from mappa_jax.metrics import MetricsError
     from mappa_jax.models.config import ModelError
+    from mappa_jax.remote import RemoteError
     from mappa_jax.tools import SandboxError
     from mappa_jax.train import TooManyMissing
 
@@ -199,6 +200,7 @@ def _expected() -> tuple[type[Exception], ...]:
         JudgeError,
         MetricsError,
         ModelError,
+        RemoteError,
         SandboxError,
         TooManyMissing,
     )
@@ -267,6 +269,29 @@ def open_workdir(where: str, cache: Path | str = CACHE) -> Any:
             "(pip install -e '.[gcs]') and credentials"
         ) from e
     return workdir
+
+
+def with_mesh(config: Any, sizes: Sequence[str] | None) -> Any:
+    """The config with --mesh in place of its mesh.
+
+    Raises:
+      ConfigError: that is not four whole numbers.
+    """
+    from mappa_jax.config import ConfigError, changed
+    from mappa_jax.parallel.mesh import AXES
+
+    if sizes is None:
+        return config
+    try:
+        numbers = [int(size) for size in sizes]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(AXES):
+        raise ConfigError(
+            f"--mesh={','.join(sizes)}: expected sizes of {', '.join(AXES)}: 1,1,8,1"
+        )
+    keys = (f"mesh.{axis}" for axis in AXES)
+    return changed(config, dict(zip(keys, numbers, strict=True)))
 
 
 async def agree(hosts: Any, what: str, value: Any, seen: Path | None = None) -> None:
@@ -359,6 +384,20 @@ def read_config(workdir: Path) -> Any:
         raise configs.ConfigError(f"{path}: line {e.lineno}: {e.msg}") from e
 
 
+def parse_steps(flag: str, text: str) -> range:
+    """The iterations of "first:last", both included, or of one number.
+
+    Raises:
+      ConfigError: `text`, of --`flag`, is not of that form.
+    """
+    from mappa_jax.config import ConfigError
+
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and (last.isdecimal() or not last)):
+        raise ConfigError(f"--{flag}={text}: expected first:last, for example 1:20")
+    return range(int(first), int(last or first) + 1)
+
+
 def read_training(workdir: Path, steps: str) -> list[Any]:
     """The recorded trajectories of a run's iterations.
 
@@ -372,13 +411,10 @@ def read_training(workdir: Path, steps: str) -> list[Any]:
     from mappa_jax import records
     from mappa_jax.config import ConfigError
 
-    first, _, last = steps.partition(":")
-    if steps and not (first.isdecimal() and (last.isdecimal() or not last)):
-        raise ConfigError(f"--steps={steps}: expected first:last, for example 1:20")
-    low, high = int(first or 0), int(last or first or 10**9)
+    chosen = parse_steps("steps", steps) if steps else range(10**9)
     out = []
     for path in sorted((workdir / "trajectories").glob("step_*.jsonl")):
-        if low <= int(path.stem.removeprefix("step_")) <= high:
+        if int(path.stem.removeprefix("step_")) in chosen:
             out += records.read_trajectories(path)
     if not out:
         raise ConfigError(

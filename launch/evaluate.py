@@ -35,18 +35,26 @@ _WHO = flags.DEFINE_list(
 _CACHE = flags.DEFINE_string(
     "cache_dir", common.CACHE, "Weights, prepared data and compiled programs."
 )
+_MESH = flags.DEFINE_list(
+    "mesh",
+    None,
+    "Sizes of agent, data, fsdp, tensor, on other devices than the run's: 1,1,4,1.",
+)
+_SLOTS = flags.DEFINE_integer("slots", None, "sampler.slots, to go with it.")
 flags.mark_flag_as_required("workdir")
 
 
 def main(argv: list[str]) -> None:
     common.begin(argv)
-    from mappa_jax.config import ConfigError
+    from mappa_jax.config import ConfigError, changed
 
     if unknown := set(_WHO.value) - set(WHO):
         raise ConfigError(f"--who: {sorted(unknown)} are not among {list(WHO)}")
     cache = Path(_CACHE.value).expanduser()
     workdir = common.open_workdir(_WORKDIR.value, cache)
-    config = common.read_config(workdir.local)
+    config = common.with_mesh(common.read_config(workdir.local), _MESH.value)
+    if _SLOTS.value is not None:
+        config = changed(config, {"sampler.slots": _SLOTS.value})
     hosts = join_hosts()
     with ConsoleProgress(config.steps, quiet=hosts.index > 0) as progress:
         rows = common.run_until_interrupted(

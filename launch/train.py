@@ -12,6 +12,7 @@ SLURM (docs/scaling.md); they must see the same workdir.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -32,21 +33,31 @@ _WORKDIR = flags.DEFINE_string(
 _CACHE = flags.DEFINE_string(
     "cache_dir", common.CACHE, "Weights, prepared data and compiled programs."
 )
+_PROFILE = flags.DEFINE_string(
+    "profile_steps",
+    "",
+    "Iterations that are traced into WORKDIR/profile, for XProf and Perfetto: 3:5.",
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> None:
     common.begin(argv)
     from mappa_jax.assemble import seat_agents
+    from mappa_jax.config import ConfigError
 
     config = seat_agents(common.resolve_flag(_CONFIG.value))
     cache = Path(_CACHE.value).expanduser()
+    steps = _PROFILE.value
+    profile = common.parse_steps("profile_steps", steps) if steps else range(0)
+    if profile and profile[0] > config.steps:
+        raise ConfigError(f"--profile_steps={steps}: config.steps={config.steps}")
     hosts = join_hosts()
     where = common.open_workdir(_WORKDIR.value, cache)
     workdir = where.local
     with ConsoleProgress(config.steps, quiet=hosts.index > 0) as progress:
         complete = common.run_until_interrupted(
-            _train(config, where, cache, progress, hosts), hosts=hosts
+            _train(config, where, cache, progress, hosts, profile), hosts=hosts
         )
     if hosts.index:
         return
@@ -56,7 +67,14 @@ def main(argv: list[str]) -> None:
     print_summary(progress.console, json.loads(lines[-1]), workdir)
 
 
-async def _train(config, where, cache: Path, progress: ConsoleProgress, hosts) -> bool:
+async def _train(
+    config,
+    where,
+    cache: Path,
+    progress: ConsoleProgress,
+    hosts,
+    profile: range = range(0),
+) -> bool:
     """Assembles the run and trains; returns whether there was nothing left to do."""
     from assembly import assemble
 
@@ -70,6 +88,8 @@ async def _train(config, where, cache: Path, progress: ConsoleProgress, hosts) -
         opened = assemble(config, where, cache, progress, hosts)
         async with opened as (run, state, start):
             from mappa_jax.train import owes_evaluation, together, train
+
+            run = dataclasses.replace(run, profile=profile)
 
             owed = owes_evaluation(config, workdir, start)
             await common.agree(hosts, "last step", (start, owed))

@@ -7,7 +7,8 @@ all decide alike; the arrays are JAX's concern.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -55,6 +56,37 @@ class OneHost:
 
     async def gather(self, value: Any) -> Sequence[Any]:
         return [value]
+
+
+TOLD_EVERY = 0.5  # seconds in which hosts that wait hear of one another
+
+
+async def finish(hosts: Hosts, pending: Iterable[asyncio.Future[Any]]) -> None:
+    """Returns when all hosts' `pending` are done.
+
+    Collective. Where it raises, this host's are cancelled.
+
+    Raises:
+      Stopped, HostLost: as `Hosts.gather`, at most TOLD_EVERY seconds after the fact.
+      Exception: the first that one of `pending` raises, at once.
+    """
+    left = set(pending)
+    timeout = TOLD_EVERY if hosts.count > 1 else None
+    try:
+        while any(await hosts.gather(bool(left))):
+            if not left:
+                await asyncio.sleep(TOLD_EVERY)
+                continue
+            done, left = await asyncio.wait(
+                left, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION
+            )
+            failed = [e for future in done if (e := future.exception()) is not None]
+            if failed:
+                raise failed[0]
+    except BaseException:
+        for future in left:
+            future.cancel()
+        raise
 
 
 def share(items: Sequence[T], hosts: Hosts, together: int = 1) -> list[tuple[int, T]]:

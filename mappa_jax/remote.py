@@ -1,24 +1,32 @@
 """Workdirs and data in object storage: gs://, s3:// and whatever fsspec knows.
 
 Object storage has no appending, and a run appends. So its files are written to a local
-mirror of the process's own, and what has changed is copied out at the end of every
-iteration; checkpoints, which all hosts write together, go straight to the storage
-(Orbax knows gs://).
+mirror of the process's own, and those that have changed are copied out, whole, at the
+end of every iteration; checkpoints, which all hosts write together, go straight to the
+storage (Orbax knows gs://). Transient faults are retried by the file systems of fsspec
+themselves; what they give up is an error here.
 """
 
 from __future__ import annotations
 
 import atexit
 import hashlib
+import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 CHECKPOINTS = "checkpoints"
-MIRRORS = "mappa_jax_mirrors"  # the folder in the cache
+MIRRORS = "mappa_jax_mirrors"  # the folders in the cache
+FETCHED = "mappa_jax_fetched"
+
+
+class RemoteError(RuntimeError):
+    """The storage did not take what it was sent."""
 
 
 def is_remote(path: str) -> bool:
@@ -34,13 +42,14 @@ def _mirrored(url: str, cache: str | Path) -> Path:
     digest = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
     above = Path(cache).expanduser() / MIRRORS
     above.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=above))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
+    return Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=above))
 
 
 def fetch(path: str, cache: str | Path) -> Path:
     """A local file or folder with what lies at `path`, which may be remote.
+
+    What has been fetched stays in the cache, and is fetched again once the storage
+    holds something else.
 
     Raises:
       FileNotFoundError: nothing lies there.
@@ -48,19 +57,32 @@ def fetch(path: str, cache: str | Path) -> Path:
     if not is_remote(path):
         return Path(path).expanduser()
     store, root = fsspec.core.url_to_fs(path)
-    here = _mirrored(path, cache) / root.rstrip("/").rpartition("/")[2]
-    if store.isfile(root):
-        here.parent.mkdir(parents=True, exist_ok=True)
-        store.get_file(root, str(here))
-        return here
-    names = store.find(root)
-    if not names:
+    root = root.rstrip("/")
+    name = root.rpartition("/")[2]
+    files = [root] if store.isfile(root) else store.find(root)
+    if not files:
         raise FileNotFoundError(f"{path}: nothing lies there")
-    for name in names:
-        target = here / name[len(root) :].lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        store.get_file(name, str(target))
-    return here
+    version = repr((path, [(file, store.checksum(file)) for file in files]))
+    digest = hashlib.sha256(version.encode()).hexdigest()[:16]
+    kept = Path(cache).expanduser() / FETCHED / digest
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as part:
+            for file in files:
+                target = Path(part, "whole", name + file[len(root) :])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                store.get_file(file, str(target))
+            _claim(Path(part, "whole"), kept)
+    return kept / name
+
+
+def _claim(whole: Path, kept: Path) -> None:
+    """Moves `whole` to `kept`, unless another process has just done the same."""
+    try:
+        os.rename(whole, kept)
+    except OSError:
+        if not kept.exists():
+            raise
 
 
 class Workdir:
@@ -73,6 +95,8 @@ class Workdir:
 
     def __init__(self, where: str, cache: Path):
         self._store: Any = None
+        self._where = where
+        self._pushing = threading.Lock()
         self._sent: dict[Path, tuple[int, int]] = {}
         if not is_remote(where):
             self.local = Path(where)
@@ -80,6 +104,7 @@ class Workdir:
             return
         self._store, self._root = fsspec.core.url_to_fs(where)
         self.local = _mirrored(where, cache)
+        atexit.register(self._remove)
         self.checkpoints = f"{where.rstrip('/')}/{CHECKPOINTS}"
 
     def pull(self) -> None:
@@ -103,16 +128,36 @@ class Workdir:
             self._sent[path] = _version(path)
 
     def push(self) -> None:
-        """Copies out what has changed since the last time."""
+        """Copies out what has changed since the last time; from one thread at a time.
+
+        Raises:
+          RemoteError: the storage refused; what it lacks stays in the mirror, which
+            then outlives the process, and is sent by the next push.
+        """
         if self._store is None:
             return
-        for path in self._files():
-            version = _version(path)
-            if self._sent.get(path) != version:
-                name = f"{self._root}/{path.relative_to(self.local).as_posix()}"
-                self._store.makedirs(name.rpartition("/")[0], exist_ok=True)
-                self._store.put_file(str(path), name)
-                self._sent[path] = version
+        with self._pushing:
+            for path in self._files():
+                version = _version(path)
+                if self._sent.get(path) != version:
+                    self._send(path)
+                    self._sent[path] = version
+
+    def _send(self, path: Path) -> None:
+        name = f"{self._root}/{path.relative_to(self.local).as_posix()}"
+        try:
+            self._store.makedirs(name.rpartition("/")[0], exist_ok=True)
+            self._store.put_file(str(path), name)
+        except Exception as e:  # every storage has classes of its own
+            atexit.unregister(self._remove)
+            raise RemoteError(
+                f"{self._where}: {path.name} could not be written "
+                f"({type(e).__name__}: {e}). What the storage lacks is kept in "
+                f"{self.local}: copy it there, then run the same command again"
+            ) from e
+
+    def _remove(self) -> None:
+        shutil.rmtree(self.local, ignore_errors=True)
 
     def _files(self) -> list[Path]:
         if not self.local.exists():

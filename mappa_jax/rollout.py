@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from mappa_jax.hosts import Hosts, OneHost, share
+from mappa_jax.hosts import Hosts, OneHost, finish, share
 from mappa_jax.judges.base import Judge
 from mappa_jax.judges.ledger import Ledger
 from mappa_jax.sampling.engine import Engine, PromptTooLong
 from mappa_jax.sampling.team import Address, EpisodeTeam, Seat
+from mappa_jax.timeline import span
 from mappa_jax.tools.base import Sandbox
 from mappa_jax.types import (
     Action,
@@ -67,8 +68,6 @@ class Stage:
     hosts: Hosts = OneHost()
 
 
-TOLD_EVERY = 0.5  # seconds in which hosts that wait for verdicts hear of one another
-
 Pending = list[asyncio.Task[Verdict | Missing]]
 
 
@@ -94,7 +93,8 @@ class Rolled:
           Stopped, HostLost: as `hosts.Hosts.gather`.
         """
         start = time.perf_counter()
-        await self._judged()
+        verdicts = [v for _, judging in self.episodes for v in judging]
+        await finish(self.stage.hosts, verdicts)
         mine = [await _closed(*episode) for episode in self.episodes]
         numbered = dict(zip(self.numbers, mine, strict=True))
         calls = self.stage.ledger.take_new() if self.stage.ledger else []
@@ -116,23 +116,6 @@ class Rolled:
                 if a.observation is not None
             ),
         )
-
-    async def _judged(self) -> None:
-        """Returns when all hosts' verdicts are there, or raises Stopped on all."""
-        hosts = self.stage.hosts
-        pending = {v for _, judging in self.episodes for v in judging}
-        if hosts.count == 1:
-            await asyncio.gather(*pending)
-            return
-        try:
-            while any(await hosts.gather(bool(pending))):
-                if pending:
-                    _, pending = await asyncio.wait(pending, timeout=TOLD_EVERY)
-                else:
-                    await asyncio.sleep(TOLD_EVERY)
-        except BaseException:
-            self.cancel()
-            raise
 
     def cancel(self) -> None:
         """Gives the verdicts up."""
@@ -281,12 +264,13 @@ async def _judge(
     task = address.task
     where = f"{address.step}/{task.source}/{task.id}/{address.sample}/{index}"
     request = dataclasses.replace(request, address=where)
-    if not _chosen(where, stage.duplicates):
-        return await stage.judge.score(request)
-    again = dataclasses.replace(request, repeat=1)
-    verdict, second = await asyncio.gather(
-        stage.judge.score(request), stage.judge.score(again)
-    )
+    with span("judge", action.agent, where):
+        if not _chosen(where, stage.duplicates):
+            return await stage.judge.score(request)
+        again = dataclasses.replace(request, repeat=1)
+        verdict, second = await asyncio.gather(
+            stage.judge.score(request), stage.judge.score(again)
+        )
     if isinstance(verdict, Verdict) and isinstance(second, Verdict):
         return dataclasses.replace(verdict, again=second.score)
     return verdict

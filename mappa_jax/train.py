@@ -25,16 +25,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
-from mappa_jax import records
+from mappa_jax import records, timeline
 from mappa_jax.checkpoints import Checkpoints
 from mappa_jax.config import Config, ConfigError
 from mappa_jax.data import Data
 from mappa_jax.drift import anchor_drift
 from mappa_jax.evaluate import evaluate
 from mappa_jax.forecast import forecast, spent_since
-from mappa_jax.hosts import Hosts, OneHost, Stopped
+from mappa_jax.hosts import Hosts, OneHost, Stopped, finish
 from mappa_jax.judges import health
 from mappa_jax.judges.base import BudgetReached, Meter, TooManyMissing
 from mappa_jax.learning import batch as batches
@@ -42,7 +43,10 @@ from mappa_jax.learning.update import Learner, TeamState
 from mappa_jax.metrics import MetricWriter, flatten, truncate_from
 from mappa_jax.rollout import Rolled, Rollout, Stage, rollout, success
 from mappa_jax.sampling.engine import Stats
+from mappa_jax.timeline import span
 from mappa_jax.types import Missing, MissingReason, Verdict
+
+TIMELINE = "timeline.json"
 
 
 class Progress(Protocol):
@@ -71,6 +75,7 @@ class Run:
     progress: Progress
     hosts: Hosts = OneHost()
     publish: Callable[[], None] = lambda: None  # copies a remote workdir's files out
+    profile: range = range(0)  # the iterations that are traced into WORKDIR/profile
 
     @property
     def writes(self) -> bool:
@@ -102,12 +107,15 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
     read = run.stage.judge.meter()
     saved = run.checkpoints.latest() or 0
     ahead: _Batch | None = None  # the next batch, its verdicts on their way
+    profiling = contextlib.ExitStack()
     try:
         if owed:
             await _evaluate(run, state, start)
         if start < config.steps:
             await _forecast(run, state, start)
         for step in range(start + 1, config.steps + 1):
+            if step in run.profile and step - 1 in (start, run.profile[0] - 1):
+                profiling.enter_context(_profiled(run))
             batch = ahead or await _roll(run, state, step)
             ahead = None
             if config.staleness and step < config.steps:
@@ -122,11 +130,13 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
             finally:
                 if run.writer is not None:
                     run.writer.write(step, metrics)
-            run.publish()
+            await asyncio.to_thread(run.publish)
             run.progress.finish(step, metrics)
             if _saves(config, step):
                 _save(run, state, step, metrics)
                 saved = step
+            if step + 1 not in run.profile:
+                profiling.close()
     except BaseException as e:
         if together(run.hosts, e):
             if done > saved:
@@ -134,10 +144,24 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
             run.checkpoints.wait()
         raise
     finally:
+        profiling.close()
         if ahead is not None:
             ahead.rolling.cancel()
     run.checkpoints.wait()
     return state
+
+
+@contextlib.contextmanager
+def _profiled(run: Run) -> Iterator[None]:
+    """Traces the devices (XProf) and what the host waited for (timeline.json)."""
+    folder = run.workdir / "profile"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"timeline.host{run.hosts.index}.json" if run.hosts.index else TIMELINE
+    with timeline.record() as spans, jax.profiler.trace(str(folder)):
+        try:
+            yield
+        finally:
+            spans.write(folder / name)
 
 
 def together(hosts: Hosts, error: BaseException) -> bool:
@@ -217,9 +241,10 @@ def check_best(config: Config, data: Data) -> None:
 def _save(run: Run, state: TeamState, step: int, metrics: dict[str, Any]) -> None:
     extra = {"data": run.data.train.state(step), "seed": run.config.seed}
     known = {k: v for k, v in flatten(metrics).items() if math.isfinite(v)}
-    run.stage.judge.sync()  # what the state rests on is on the disk before it
-    run.publish()
-    run.checkpoints.save(step, state, extra, known)
+    with span("train", "save"):
+        run.stage.judge.sync()  # what the state rests on is on the disk before it
+        run.publish()
+        run.checkpoints.save(step, state, extra, known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,15 +264,16 @@ async def _roll(run: Run, state: TeamState, step: int) -> _Batch:
     run.progress.start(step, "rollout", -(-total // run.hosts.count))
     run.stage.engine.take_stats()  # those of an evaluation are not this iteration's
     start = time.perf_counter()
-    async with run.stage.engine.running(state.trainable, run.frozen):
-        rolling = await rollout(
-            run.stage,
-            tasks,
-            samples=config.data.samples_per_prompt,
-            step=step,
-            evaluation=False,
-            on_done=run.progress.advance,
-        )
+    with span("train", "rollout"):
+        async with run.stage.engine.running(state.trainable, run.frozen):
+            rolling = await rollout(
+                run.stage,
+                tasks,
+                samples=config.data.samples_per_prompt,
+                step=step,
+                evaluation=False,
+                on_done=run.progress.advance,
+            )
     # On several hosts until the last of all has ended.
     rolling = dataclasses.replace(rolling, seconds=time.perf_counter() - start)
     return _Batch(step, rolling, run.stage.engine.take_stats())
@@ -260,11 +286,13 @@ async def _learn(
     config, step, sampled = run.config, batch.step, batch.sampled
     seconds: dict[str, float] = {}
     run.progress.start(step, "judge", 1)
-    rolled = await batch.rolling.close()
+    with span("train", "verdicts"):
+        rolled = await batch.rolling.close()
     trajectories = rolled.trajectories
     if run.writes:
-        path = records.training_path(run.workdir, step)
-        records.write_trajectories(path, trajectories)
+        with span("train", "write"):
+            path = records.training_path(run.workdir, step)
+            records.write_trajectories(path, trajectories)
     run.stage.judge.sync()
     _check_missing(config, rolled)
     drift = await _drift(run, rolled, step)
@@ -272,16 +300,17 @@ async def _learn(
 
     run.progress.start(step, "credit", 1)
     with _timed(seconds, "credit"):
-        packed = batches.pack(
-            trajectories,
-            list(config.agents),
-            run.learner.shape,
-            reward=config.reward,
-            objective=config.objective,
-            actions_per_update=config.optimizer.actions_per_update,
-            debias=config.judge.debias,
-            rng=np.random.default_rng((config.seed, step)),
-        )
+        with span("train", "pack"):
+            packed = batches.pack(
+                trajectories,
+                list(config.agents),
+                run.learner.shape,
+                reward=config.reward,
+                objective=config.objective,
+                actions_per_update=config.optimizer.actions_per_update,
+                debias=config.judge.debias,
+                rng=np.random.default_rng((config.seed, step)),
+            )
         packed = run.learner.assign_credit(state, run.frozen, packed)
     run.progress.start(step, "update", 1)
     with _timed(seconds, "update"):
@@ -300,15 +329,17 @@ async def _learn(
 
 async def _drift(run: Run, rolled: Rollout, step: int) -> dict[str, float]:
     """`anchor_drift`, which host 0 asks for."""
-    found: Any = {}
-    if run.writes:
+
+    async def ask() -> dict[str, float] | BudgetReached:
+        judge = run.config.judge
         try:
-            found = await anchor_drift(
-                run.stage, run.workdir, run.config.judge, rolled, step
-            )
+            return await anchor_drift(run.stage, run.workdir, judge, rolled, step)
         except BudgetReached as e:  # all hosts end with it
-            found = e
-    found = (await run.hosts.gather(found))[0]
+            return e
+
+    asking = [asyncio.create_task(ask())] if run.writes else []
+    await finish(run.hosts, asking)
+    found = (await run.hosts.gather([a.result() for a in asking]))[0][0]
     if isinstance(found, BudgetReached):
         raise found
     return found
@@ -327,7 +358,8 @@ def _spending(config: Config, before: Meter, now: Meter) -> dict[str, Any]:
 @contextlib.contextmanager
 def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
-    yield
+    with span("train", name):
+        yield
     seconds[name] = time.perf_counter() - start
 
 
@@ -358,7 +390,11 @@ def _metrics(config, rolled, counts, learned, seconds, sampled) -> dict[str, Any
         "team": dict(success(rolled.trajectories)),
         "judge": judging(verdicts) | {"health": _health(rolled)},
         "seconds": seconds,
-        "tokens": {"prompt": sampled.prompt_tokens, "new": sampled.new_tokens},
+        "tokens": {
+            "prompt": sampled.prompt_tokens,
+            "prefilled": sampled.prefilled_tokens,
+            "new": sampled.new_tokens,
+        },
     }
 
 
@@ -395,13 +431,14 @@ def judging(verdicts: Sequence[Verdict | Missing]) -> dict[str, Any]:
 async def _evaluate(run: Run, state: TeamState, step: int) -> dict[str, Any]:
     total = sum(map(len, run.data.eval.values())) * run.config.eval.samples
     run.progress.start(step, "evaluate", -(-total // run.hosts.count))
-    return await evaluate(
-        run.eval_stage,
-        (state.trainable, run.frozen),
-        run.data.eval,
-        run.config.eval,
-        seed=run.config.seed,
-        step=step,
-        workdir=run.workdir if run.writes else None,
-        on_done=run.progress.advance,
-    )
+    with span("train", "evaluate"):
+        return await evaluate(
+            run.eval_stage,
+            (state.trainable, run.frozen),
+            run.data.eval,
+            run.config.eval,
+            seed=run.config.seed,
+            step=step,
+            workdir=run.workdir if run.writes else None,
+            on_done=run.progress.advance,
+        )

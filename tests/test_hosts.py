@@ -1,8 +1,10 @@
 """Who does what on several hosts, without any."""
 
+import asyncio
+
 import pytest
 
-from mappa_jax.hosts import HostLost, OneHost, Stopped, share
+from mappa_jax.hosts import HostLost, OneHost, Stopped, finish, share
 from mappa_jax.judges.base import BudgetReached
 from mappa_jax.train import together
 
@@ -87,3 +89,58 @@ async def test_hosts_that_differ_do_not_start(launch_path, tmp_path):
 )
 def test_hosts_save_together_only_where_all_end_alike(error, count, want):
     assert together(Of(0, count), error) == want
+
+
+class Meeting:
+    """Two hosts in one event loop: a gather ends when both have come."""
+
+    def __init__(self):
+        self.turn = asyncio.Barrier(2)
+        self.said = [None, None]
+        self.told = False
+
+    def host(self, index):
+        meeting = self
+
+        class Host:
+            count = 2
+
+            async def gather(self, value):
+                meeting.said[index] = value
+                await meeting.turn.wait()
+                values, told = list(meeting.said), meeting.told
+                await meeting.turn.wait()
+                if told:
+                    raise Stopped
+                return values
+
+        return Host()
+
+
+async def test_hosts_wait_for_the_slowest_and_hear_of_a_stop_meanwhile(monkeypatch):
+    monkeypatch.setattr("mappa_jax.hosts.TOLD_EVERY", 0.01)
+    for stop in (False, True):
+        meeting, slow = Meeting(), asyncio.create_task(asyncio.sleep(0.1 + stop * 60))
+        waiting = asyncio.gather(
+            finish(meeting.host(0), [slow]),
+            finish(meeting.host(1), []),
+            return_exceptions=True,
+        )
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        meeting.told = stop
+        ended = await asyncio.wait_for(waiting, 30)
+        assert [type(e) for e in ended] == [Stopped if stop else type(None)] * 2
+        await asyncio.wait([slow])
+        assert slow.cancelled() == stop
+
+
+async def test_what_fails_is_heard_at_once_and_the_rest_is_cancelled():
+    async def fail():
+        raise ValueError("x")
+
+    slow = asyncio.create_task(asyncio.sleep(60))
+    with pytest.raises(ValueError, match="x"):
+        await finish(OneHost(), [slow, asyncio.create_task(fail())])
+    await asyncio.wait([slow])
+    assert slow.cancelled()

@@ -9,7 +9,7 @@ from mappa_jax.checkpoints import Checkpoints
 from mappa_jax.config import CheckpointConfig, DataConfig
 from mappa_jax.data.errors import DataError
 from mappa_jax.data.sources import load_tasks, parse_sources
-from mappa_jax.remote import Workdir, fetch
+from mappa_jax.remote import FETCHED, RemoteError, Workdir, fetch
 
 
 @pytest.fixture
@@ -146,6 +146,41 @@ def test_files_and_folders_are_fetched(bucket, tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         fetch(f"{where}/nothing", tmp_path)
     assert fetch("/a/b", tmp_path).as_posix() == "/a/b"
+
+
+def test_what_was_fetched_is_fetched_again_only_when_it_has_changed(
+    bucket, tmp_path, monkeypatch
+):
+    store, where = bucket
+    got, get = [], type(store).get_file
+    monkeypatch.setattr(
+        type(store), "get_file", lambda self, *a, **kw: got.append(a) or get(self, *a)
+    )
+    for text, files in ((b"1", 2), (b"1", 2), (b"22", 4)):
+        if files == 4 or not got:
+            store.pipe(f"{where}/data/a.json", text)
+            store.pipe(f"{where}/data/b.json", text)
+        assert (fetch(f"{where}/data", tmp_path) / "b.json").read_bytes() == text
+        assert len(got) == files
+    assert len([*(tmp_path / FETCHED).iterdir()]) == 2  # and nothing half-done
+
+
+def test_a_storage_that_refuses_is_an_error_that_says_where_the_files_are(
+    bucket, tmp_path, monkeypatch
+):
+    workdir = opened(bucket, tmp_path)
+    write(workdir, "metrics.jsonl", "1\n")
+
+    def refuse(*_, **__):
+        raise ConnectionError("503")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bucket[0]), "put_file", refuse)
+        with pytest.raises(RemoteError, match="metrics.jsonl .*503.*kept in") as e:
+            workdir.push()
+    assert str(workdir.local) in str(e.value)
+    workdir.push()
+    assert stored(bucket) == {"metrics.jsonl": b"1\n"}
 
 
 def test_problems_are_read_from_storage(bucket, tmp_path):

@@ -539,12 +539,13 @@ def command(launch_path, monkeypatch, cache):
             ("_CONFIG", config),
             ("_WORKDIR", str(workdir)),
             ("_CACHE", str(cache)),
+            ("_PROFILE", ""),
         ):
             monkeypatch.setattr(module, name, SimpleNamespace(value=value))
         module.main(["train.py"])
 
     yield call
-    for name in ("config", "workdir", "cache_dir"):
+    for name in ("config", "workdir", "cache_dir", "profile_steps"):
         delattr(flags.FLAGS, name)
 
 

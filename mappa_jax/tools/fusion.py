@@ -24,6 +24,7 @@ import aiohttp
 import pydantic
 
 from mappa_jax.config import SandboxConfig
+from mappa_jax.timeline import span
 from mappa_jax.tools.base import (
     MAX_LISTED_FILES,
     MIB,
@@ -157,7 +158,8 @@ class FusionWorkspace:
     async def run(self, code: str) -> Observation:
         """See `Workspace.run`. Programs of one work folder run one after another."""
         async with self._one_at_a_time:
-            return await self._run(code)
+            with span("sandbox", "program"):
+                return await self._run(code)
 
     async def _run(self, code: str) -> Observation:
         config = self._config

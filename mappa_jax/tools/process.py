@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 
@@ -73,3 +74,13 @@ def limit_behind(exit_status: int, seconds: float, cpu_seconds: int) -> str | No
     if exit_status == -signal.SIGKILL and seconds >= cpu_seconds:
         return "cpu_time"
     return "file_size" if exit_status == -signal.SIGXFSZ else None
+
+
+def kill_group(process: asyncio.subprocess.Process) -> None:
+    """Kills a process that leads a session, and those of its group.
+
+    Not `process.kill()`, which looks first whether it has ended and so takes its exit
+    status from the event loop's own watcher.
+    """
+    with contextlib.suppress(ProcessLookupError):  # gone already, which is the aim
+        os.killpg(process.pid, signal.SIGKILL)

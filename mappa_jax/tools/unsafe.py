@@ -10,7 +10,6 @@ import contextlib
 import os
 import pathlib
 import shutil
-import signal
 import sys
 import sysconfig
 import tempfile
@@ -18,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from mappa_jax.config import SandboxConfig
+from mappa_jax.timeline import span
 from mappa_jax.tools.base import (
     MAX_LISTED_FILES,
     MIB,
@@ -28,7 +28,7 @@ from mappa_jax.tools.base import (
 )
 from mappa_jax.tools.bubblewrap import ENVIRONMENT, INSIDE, INTERPRETER_FLAGS
 from mappa_jax.tools.inside.files import list_files
-from mappa_jax.tools.process import READ_BYTES, Pipe, limit_behind
+from mappa_jax.tools.process import READ_BYTES, Pipe, kill_group, limit_behind
 from mappa_jax.types import FileTooLarge, Observation
 
 # How long the pipes may stay open after the process has gone (only a process that
@@ -81,7 +81,8 @@ class UnsafeWorkspace:
     async def run(self, code: str) -> Observation:
         """See `Workspace.run`. Programs of one work folder run one after another."""
         async with self._one_at_a_time, self._slots:
-            return await self._run(code)
+            with span("sandbox", "program"):
+                return await self._run(code)
 
     async def read(self, name: str, most: int) -> bytes | None:
         """See `Workspace.read`."""
@@ -109,7 +110,7 @@ class UnsafeWorkspace:
                 limit = await _watch(process, pipes, config.wall_seconds)
                 seconds = time.monotonic() - started
             finally:
-                _kill_group(process)
+                kill_group(process)
                 returncode = await process.wait()
         finally:
             for pipe in pipes:
@@ -175,7 +176,7 @@ async def _await_ready(process, status, stderr) -> None:
         raise SandboxError(f"no program started in {READY_SECONDS} s") from None
     if line == b"ready\n":
         return
-    _kill_group(process)
+    kill_group(process)
     await process.wait()
     with contextlib.suppress(asyncio.TimeoutError):  # what has come will do
         await asyncio.wait_for(stderr.drain(), DRAIN_SECONDS)
@@ -194,7 +195,7 @@ async def _watch(process, pipes, wall_seconds: float) -> str | None:
             return_when=asyncio.FIRST_COMPLETED,
         )
         timed_out = not exited.done()
-        _kill_group(process)
+        kill_group(process)
         await exited
         await asyncio.wait(drains, timeout=DRAIN_SECONDS)
     finally:
@@ -203,11 +204,6 @@ async def _watch(process, pipes, wall_seconds: float) -> str | None:
     if any(pipe.overflow.is_set() for pipe in pipes[:2]):
         return "output"
     return "wall_time" if timed_out else None
-
-
-def _kill_group(process) -> None:
-    with contextlib.suppress(ProcessLookupError):  # gone already, which is the aim
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _reported_limit(status: bytes) -> str | None:

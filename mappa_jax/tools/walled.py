@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from mappa_jax.config import SandboxConfig
+from mappa_jax.timeline import span
 from mappa_jax.tools import cgroups, seccomp
 from mappa_jax.tools.base import (
     MAX_LISTED_FILES,
@@ -32,7 +33,7 @@ from mappa_jax.tools.base import (
     observation,
 )
 from mappa_jax.tools.bubblewrap import Bubblewrap
-from mappa_jax.tools.process import Pipe, limit_behind
+from mappa_jax.tools.process import Pipe, kill_group, limit_behind
 from mappa_jax.types import FileTooLarge, Observation
 
 log = logging.getLogger(__name__)
@@ -172,8 +173,8 @@ class _Server:
         return self._walls.explain(said) or "it said nothing"
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):  # gone already
-            self._process.kill()
+        if not self.dead:
+            kill_group(self._process)
 
     async def episode(
         self, files: Mapping[str, str], first: Sequence[str]
@@ -318,7 +319,8 @@ class WalledWorkspace:
     async def run(self, code: str) -> Observation:
         """See `Workspace.run`. Programs of one work folder run one after another."""
         async with self._one_at_a_time, self._slots:
-            return await self._run(code)
+            with span("sandbox", "program"):
+                return await self._run(code)
 
     async def read(self, name: str, most: int) -> bytes | None:
         """See `Workspace.read`."""

@@ -42,8 +42,9 @@ def command(launch_path):
 def launch(command):
     """(script, arguments) -> what became of it."""
 
-    def run(script, *arguments):
+    def run(script, *arguments, env={}):  # noqa: B006
         made = command(script, *arguments)
+        made["env"] |= env
         return subprocess.run(capture_output=True, timeout=300, **made)
 
     return run

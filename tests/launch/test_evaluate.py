@@ -56,6 +56,23 @@ def test_the_single_agent_may_write_as_much_as_the_team(tried):
     assert all(len(t.actions) == 1 for t in tried["single"])
 
 
+def test_the_same_on_other_devices(launch, cache, evaluated, tmp_path):
+    """Of a run on one device, on two."""
+    workdir = shutil.copytree(evaluated[0], tmp_path / "run")
+    arguments = (f"--workdir={workdir}", f"--cache_dir={cache}", "--who=trained")
+    path = evaluation_path(workdir, 1, "trained_chain_sum")
+    before = [t.actions for t in read_trajectories(path)]
+    devices = "--xla_force_host_platform_device_count=2"
+    done = launch(
+        "evaluate.py", *arguments, "--mesh=1,1,2,1", env={"XLA_FLAGS": devices}
+    )
+    assert done.returncode == 0, done.stderr
+    after = [t.actions for t in read_trajectories(path)]
+    for one, other in zip(before, after, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a.token_ids, b.token_ids)
+
+
 def test_the_numbers_are_kept_and_shown(evaluated, tried):
     workdir, said = evaluated
     lines = [

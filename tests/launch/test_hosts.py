@@ -144,7 +144,7 @@ def test_a_preempted_run_of_two_hosts_goes_on_on_one(alone, start, tmp_path):
     then ends the run where an uninterrupted one ends, and pays for nothing twice."""
     workdir = tmp_path / "run"
     two = start(workdir, 2)
-    wait_for_step(workdir, 1, two)
+    wait_for_step(workdir, 2, two)  # so that the first is whole
     two[1].send_signal(signal.SIGTERM)
     for code, said in ends(two):
         assert code == 143, said
@@ -186,6 +186,36 @@ def test_the_loss_of_a_host_ends_the_others_with_a_reason(
     for code, said in ends(start(workdir, 4)):
         assert code == 0, said
     assert_same_run(workdir, alone)
+
+
+OTHERS = {
+    "lora": {
+        "mode": "lora",
+        "staleness": 1,
+        "objective.old_logprobs": "recompute",
+        "judge.forecast": 2,
+    },
+    "shared": {"mode": "shared", "mesh.agent": 2, "mesh.tensor": 1, "packing.rows": 8},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", OTHERS)
+def test_two_hosts_are_as_one(start, command, cache, tmp_path, mode):
+    """Teams of other kinds, trained and then evaluated again."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for workdir, count in ((one, 1), (two, 2)):
+        for code, said in ends(start(workdir, count, **OTHERS[mode])):
+            assert code == 0, said
+    assert_same_run(two, one)
+    made = command(
+        *("evaluate.py", f"--workdir={two}", f"--cache_dir={cache}"),
+        *("--who=trained", "--mesh=1,1,1,1"),
+    )
+    done = subprocess.run(**made, capture_output=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    first, again = map(json.loads, (two / "evaluations.jsonl").read_text().splitlines())
+    assert first["sources"] == again["sources"]
 
 
 @pytest.mark.slow
