@@ -33,6 +33,7 @@ from mappa_jax.models.decoder import init_cache, logits
 from mappa_jax.models.policy import Policy
 from mappa_jax.parallel import mesh as meshlib
 from mappa_jax.sampling import sampler
+from mappa_jax.timeline import span
 from mappa_jax.types import FinishReason
 
 IDLE = 0.005  # seconds between two steps in which no host has anything to sample
@@ -114,6 +115,7 @@ class Stats:
     """Counts since the last `take_stats`; seconds are of the device calls."""
 
     prompt_tokens: int = 0
+    prefilled_tokens: int = 0  # less: rows with one prompt are prefilled once
     new_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -175,6 +177,12 @@ class Program:
     def blank_batch(self, bucket: int) -> tuple[Any, ...]:
         """A prefill that fills no slot: NumPy arrays [G, W, P, ...]."""
         p = (*self.grid, self.prefill_rows)
+        slot, request = self.blank_requests()
+        return slot, np.zeros((*p, bucket), np.int32), np.ones(p, np.int32), request
+
+    def blank_requests(self) -> tuple[np.ndarray, sampler.Request]:
+        """Slots that are none, and what they ask for: NumPy arrays [G, W, P, ...]."""
+        p = (*self.grid, self.prefill_rows)
         request = sampler.Request(
             address=np.zeros((*p, 6), np.int32),
             agent=np.zeros(p, np.int32),
@@ -185,8 +193,7 @@ class Program:
             max_new=np.zeros(p, np.int32),
             stop_ids=np.full((*p, self._stop_ids), -1, np.int32),
         )
-        slot = np.full(p, self.rows, np.int32)
-        return slot, np.zeros((*p, bucket), np.int32), np.ones(p, np.int32), request
+        return np.full(p, self.rows, np.int32), request
 
     # -- programs ------------------------------------------------------------
 
@@ -194,7 +201,8 @@ class Program:
         """Every program, for weights shaped and placed like these.
 
         Returns:
-          By name: "empty", "decode", and "prefill/512" for a bucket of 512 tokens.
+          By name: "empty", "decode", "clone", and "prefill/512" for a bucket of 512
+          tokens.
         """
         slots = self.slot_shapes()
         placed = jax.tree.map(lambda s: s.sharding, slots)
@@ -221,6 +229,14 @@ class Program:
             "empty": jax.jit(self._empty_slots, out_shardings=placed).lower(),
             "decode": decode.lower(*weights, pool, slots, cancelled, whole(jnp.uint32)),
         }
+        over = self.policy.layout
+        clone = jax.jit(
+            over.over_agents(over.over_ways(sampler.clone)),
+            donate_argnums=(0,),
+            out_shardings=placed,
+        )
+        slot, request = self.blank_requests()
+        out["clone"] = clone.lower(slots, *on_grid((slot, slot, request)))
         for bucket in self._config.prompt_buckets:
             batch = on_grid(self.blank_batch(bucket))
             out[f"prefill/{bucket}"] = prefill.lower(*weights, pool, slots, *batch)
@@ -313,6 +329,10 @@ class Program:
         run = self._run[f"prefill/{batch[1].shape[-1]}"]
         index = self._whole_int(pool, np.int32)
         return run(*weights, index, slots, *self._placed(batch))
+
+    def clone(self, slots: sampler.Slots, batch: tuple[Any, ...]) -> sampler.Slots:
+        """`slots` is donated; `batch`: sources, and what `blank_requests` shapes."""
+        return self._run["clone"](slots, *self._placed(batch))
 
     def decode(
         self,
@@ -529,8 +549,11 @@ class Engine:
         pools = [p for p in self._pools.values() if p.busy]
         for pool in pools:
             admitted = self._admit(pool)
-            await asyncio.to_thread(self._fill, pool, admitted)
-            chunk = await asyncio.to_thread(self._advance, pool)
+            if admitted:
+                with span("engine", "prefill"):
+                    await asyncio.to_thread(self._fill, pool, admitted)
+            with span("engine", "decode"):
+                chunk = await asyncio.to_thread(self._advance, pool)
             self._harvest(pool, chunk)
         if pools:
             return False
@@ -572,18 +595,29 @@ class Engine:
         return taken
 
     def _fill(self, pool: _Pool, taken: list[int]) -> None:
-        """Prefills the prompts of newly taken slots, bucket by bucket."""
+        """Prefills the prompts of newly taken slots, bucket by bucket; one that several
+        of a cell have in common once."""
         start = time.perf_counter()
-        by_bucket = collections.defaultdict(list)
+        first: dict[tuple[Any, ...], int] = {}
+        twins = []
         for slot in taken:
-            by_bucket[self._bucket(len(pool.rows[slot].prompt))].append(slot)
+            row = pool.rows[slot]
+            key = (*pool.cell(slot)[:2], row.agent, row.prompt.tobytes())
+            if first.setdefault(key, slot) != slot:
+                twins.append((first[key], slot))
+        by_bucket = collections.defaultdict(list)
+        for slot in first.values():
+            length = len(pool.rows[slot].prompt)
+            by_bucket[self._bucket(length)].append(slot)
+            self.stats.prefilled_tokens += length
         for bucket, slots in sorted(by_bucket.items()):
             for batch in _batches(pool, slots, bucket):
                 pool.slots = pool.program.prefill(
                     self._weights[pool.group], pool.number, pool.slots, batch
                 )
-        if taken:
-            jax.block_until_ready(pool.slots.token)
+        for batch in _clones(pool, twins):
+            pool.slots = pool.program.clone(pool.slots, batch)
+        jax.block_until_ready(pool.slots.token)
         self.stats.prompt_tokens += sum(len(pool.rows[s].prompt) for s in taken)
         self.stats.prefill_seconds += time.perf_counter() - start
 
@@ -634,26 +668,53 @@ class Engine:
 
 def _batches(pool: _Pool, slots: list[int], bucket: int) -> Iterator[tuple[Any, ...]]:
     """Prefills of `slots`, each with as many rows of every cell as fit."""
+    for mine in _by_cell(pool, slots):
+        batch = slot_P, tokens, length, request = pool.program.blank_batch(bucket)
+        for at, slot in mine:
+            prompt = pool.rows[slot].prompt
+            tokens[at][: len(prompt)] = prompt
+            length[at] = len(prompt)
+            _write_request(slot_P, request, at, pool, slot)
+        yield batch
+
+
+def _clones(pool: _Pool, twins: list[tuple[int, int]]) -> Iterator[tuple[Any, ...]]:
+    """Copies of prompts, (from, to), each with as many rows of every cell as fit."""
+    source_of = {slot: source for source, slot in twins}
+    for mine in _by_cell(pool, [*source_of]):
+        slot_P, request = pool.program.blank_requests()
+        source_P = np.zeros_like(slot_P)
+        for at, slot in mine:
+            source_P[at] = pool.cell(source_of[slot])[2]
+            _write_request(slot_P, request, at, pool, slot)
+        yield source_P, slot_P, request
+
+
+def _by_cell(
+    pool: _Pool, slots: list[int]
+) -> Iterator[list[tuple[tuple[int, int, int], int]]]:
+    """((slice, way, number), slot), in portions of `prefill_rows` of every cell."""
     cells = collections.defaultdict(list)
     for slot in slots:
         cells[pool.cell(slot)[:2]].append(slot)
     width = pool.program.prefill_rows
-    for first in range(0, max(map(len, cells.values())), width):
-        batch = pool.program.blank_batch(bucket)
-        for cell, mine in cells.items():
-            for i, slot in enumerate(mine[first : first + width]):
-                _write_request(batch, (*cell, i), pool, slot)
-        yield batch
+    for first in range(0, max(map(len, cells.values()), default=0), width):
+        yield [
+            ((*cell, i), slot)
+            for cell, mine in cells.items()
+            for i, slot in enumerate(mine[first : first + width])
+        ]
 
 
 def _write_request(
-    batch: tuple[Any, ...], at: tuple[int, int, int], pool: _Pool, slot: int
+    slot_P: np.ndarray,
+    request: sampler.Request,
+    at: tuple[int, int, int],
+    pool: _Pool,
+    slot: int,
 ) -> None:
-    slot_P, tokens, length, request = batch
     row, options = pool.rows[slot], pool.rows[slot].options
     slot_P[at] = pool.cell(slot)[2]
-    tokens[at][: len(row.prompt)] = row.prompt
-    length[at] = len(row.prompt)
     request.address[at] = row.address
     request.agent[at] = row.agent
     request.temperature[at] = options.temperature

@@ -150,6 +150,39 @@ def prefill(
     )
 
 
+def clone(
+    slots: Slots, source_P: jax.Array, slot_P: jax.Array, request: Request
+) -> Slots:
+    """Puts the prompts of some slots, which nothing has been sampled from yet, into
+    others, as if they had been prefilled there.
+
+    Args:
+      slots: the state.
+      source_P: where each prompt lies.
+      slot_P: where it goes; B or more drops a padding row.
+      request: what each asks for, leading axis P.
+    """
+
+    def put(table, part):
+        return table.at[:, slot_P].set(part, mode="drop")
+
+    def put_rows(table, part):
+        return table.at[slot_P].set(part, mode="drop")
+
+    def own(table):
+        return put_rows(table, table[source_P])
+
+    cache = jax.tree.map(lambda table: put(table, table[:, source_P]), slots.cache)
+    return Slots(
+        cache=cache,
+        token=own(slots.token),
+        position=own(slots.position),
+        count=own(slots.count),
+        done=put_rows(slots.done, jnp.zeros(slot_P.shape, bool)),
+        request=jax.tree.map(put_rows, slots.request, request),
+    )
+
+
 # [B.., 1] tokens and their positions, the cache, how many blocks of it -> scores
 # [B.., V] and the cache.
 Forward = Callable[[jax.Array, jax.Array, Cache, jax.Array], tuple[jax.Array, Cache]]

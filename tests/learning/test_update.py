@@ -529,30 +529,15 @@ def test_recomputed_logprobs_are_the_trainers_with_importance(bench, trajectorie
 # -- meshes ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("mode", "sizes"),
-    [
-        ("full", (2, 2, 2, 1)),
-        ("full", (1, 1, 2, 4)),
-        ("lora", (1, 8, 1, 1)),
-        pytest.param("full", (1, 8, 1, 1), marks=pytest.mark.slow),
-        pytest.param("lora", (1, 1, 2, 4), marks=pytest.mark.slow),
-    ],
-)
-def test_a_mesh_gives_the_update_of_one_device(bench, trajectories, mode, sizes):
-    alone, spread = bench(mode=mode), bench(sizes, mode=mode)
-    before, want, metrics = alone.step(alone.pack(trajectories))
-    _, got, spread_metrics = spread.step(spread.pack(trajectories))
-
-    def moved(state):
-        return jax.tree.map(np.subtract, state.trainable, before.trainable)
-
-    assert_close(moved(got), moved(want), rtol=5e-5)
-    assert_close(got.opt_state[1].mu, want.opt_state[1].mu)
-    for name in ("loss", "grad_norm", "kl"):
-        np.testing.assert_allclose(
-            spread_metrics[name], metrics[name], rtol=1e-4, atol=1e-6, err_msg=name
-        )
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_nothing_is_moved_that_was_not_asked_to(bench, trajectories, mode):
+    """Credit and update put arrays where they belong by themselves; whatever else came
+    from the host would be a transfer that nobody wrote down."""
+    one = bench(mode=mode)
+    state, packed = one.fresh(), one.pack(trajectories)
+    with jax.transfer_guard("disallow"):
+        packed = one.learner.assign_credit(state, [one.frozen], packed)
+        state, _ = one.learner.update(state, [one.frozen], packed)
 
 
 def test_rows_that_do_not_divide_the_mesh_are_refused_by_name(make_config, make_policy):
