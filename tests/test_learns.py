@@ -88,7 +88,7 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_the_team_learns_what_the_judge_pays_for(assemble, tiny, mode, tmp_path):
     settings, margin = MODES[mode]
     config = resolve(tiny(SETTINGS | settings))
