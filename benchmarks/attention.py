@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ import common  # noqa: E402
 common.prepare_environment()
 
 from absl import flags  # noqa: E402
+from pairs import alternate  # noqa: E402
 
 _LENGTHS = flags.DEFINE_list("lengths", ["512", "1024", "2048"], "Tokens of a row.")
 _PAIRS = flags.DEFINE_integer("pairs", 7, "Times that the two are compared.")
@@ -63,18 +62,18 @@ def measure(length: int, pairs: int) -> dict[str, Any]:
     first = {name: program(*arrays) for name, program in run.items()}
     for a, b in zip(*first.values(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
-    seconds: dict[str, list[float]] = {name: [] for name in run}
-    for _ in range(pairs):
-        for name, program in run.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(*arrays))
-            seconds[name].append(time.perf_counter() - start)
-    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
+    found = alternate(
+        {
+            name: lambda program=program: jax.block_until_ready(program(*arrays))
+            for name, program in run.items()
+        },
+        pairs,
+    )
     return {
         "tokens": length,
         "block": ways["blocks"],
-        "seconds": {name: statistics.median(s) for name, s in seconds.items()},
-        "times_as_fast": statistics.median(ratios),
+        "seconds": found.seconds,
+        "times_as_fast": found.times_as_fast,
         "scratch_mib": {
             name: program.memory_analysis().temp_size_in_bytes / 2**20
             for name, program in run.items()

@@ -1,6 +1,6 @@
 """The clipped surrogate and the log-probabilities it is made of.
 
-Axes: N rows, T tokens, C action tokens, D model width, V vocabulary.
+Axes: N rows, T tokens, C action tokens, D model width.
 """
 
 from __future__ import annotations
@@ -12,19 +12,27 @@ import jax.numpy as jnp
 
 from mappa_jax.config import ObjectiveConfig
 from mappa_jax.learning.batch import TrainBatch
-from mappa_jax.models.decoder import logits
+from mappa_jax.models.decoder import head_weights
+from mappa_jax.models.head import Head, token_scores
 from mappa_jax.models.policy import Policy
+from mappa_jax.parallel.mesh import Layout
 
-HEAD_CHUNK = 256  # action tokens whose logits exist at a time, on each device
+HEAD_BLOCK = 256  # action tokens whose scores exist at a time, on each device
 
 
 def action_logprobs(
-    policy: Policy, params: Any, adapters: Any, batch: TrainBatch
+    policy: Policy, params: Any, adapters: Any, batch: TrainBatch, blocks: jax.Array
 ) -> jax.Array:
-    """log pi of every action token, [N, C] float32, at its sampling temperature.
+    """log pi of every action token that is trained on, [N, C] float32, at its sampling
+    temperature; 0 for the others.
 
-    The head is evaluated at action positions only, a few tokens of every row at a time,
-    and recomputed in the backward pass: [N, T, V] never exists.
+    The head is evaluated at these tokens only, see models/head.py.
+
+    Args:
+      policy: the group's.
+      params, adapters: its weights.
+      batch: rows, [N, ...].
+      blocks: as `head_blocks` counts them.
     """
     layout, rows = policy.layout, policy.layout.row_axes
     model = policy.decoder(rows=rows, remat=policy.remat)
@@ -35,35 +43,51 @@ def action_logprobs(
         batch.ends,
         adapters=adapters,
     )
-    picked = jnp.take_along_axis(hidden, batch.index[..., None], 1)
-    picked = layout.constrain(picked, rows, None, None)
+    cfg = policy.cfg
+    head = Head(HEAD_BLOCK, softcap=cfg.final_softcap, layout=layout)
+    w = head_weights(params, cfg)
 
-    @jax.checkpoint
-    def chunk(args):
-        h_NxcxD, token_Nxc, temperature_Nxc = args
-        scores = logits(params, policy.cfg, h_NxcxD) / temperature_Nxc[..., None]
-        scores = layout.constrain(scores, rows, None, "tensor")
-        # Not a gather, which would bring together what lies apart along V.
-        own = jnp.arange(scores.shape[-1]) == token_Nxc[..., None]
-        chosen = jnp.where(own, scores, 0.0).sum(-1)
-        return chosen - jax.nn.logsumexp(scores, -1)
+    def way(hidden_NxTxD, index, mask, target, temperature):
+        n, t, d = hidden_NxTxD.shape
+        order = jnp.argsort(mask.reshape(-1) == 0, stable=True)
+        places = (jnp.arange(n)[:, None] * t + index).reshape(-1)[order]
+        found = token_scores(
+            head,
+            w,
+            hidden_NxTxD.reshape(-1, d)[places],
+            target.reshape(-1)[order],
+            temperature.reshape(-1)[order],
+            blocks,
+        )
+        logp = jnp.zeros_like(found.logprob).at[order].set(found.logprob)
+        return jnp.where(mask > 0, logp.reshape(mask.shape), 0.0)
 
-    n, c = batch.target.shape
-    width = min(c, max(1, HEAD_CHUNK * layout.ways // n))
-    parts = _split((picked, batch.target, batch.temperature), width)
-    out = jax.lax.map(chunk, parts)
-    return out.swapaxes(0, 1).reshape(n, -1)[:, :c]
+    arrays = (hidden, batch.index, batch.mask, batch.target, batch.temperature)
+    apart = [layout.constrain(in_ways(layout, x), rows) for x in arrays]
+    out = layout.over_ways(way)(*apart)
+    return out.reshape(batch.mask.shape)
 
 
-def _split(arrays: Any, width: int) -> Any:
-    """[N, C, ...] -> [ceil(C / width), N, width, ...], padded with ones."""
+def in_ways(layout: Layout, x: jax.Array) -> jax.Array:
+    """[N, ...] -> [ways, N / ways, ...]: rows by the devices that they lie on."""
+    return x.reshape(layout.ways, -1, *x.shape[1:])
 
-    def one(x):
-        pad = ((0, 0), (0, -x.shape[1] % width)) + ((0, 0),) * (x.ndim - 2)
-        x = jnp.pad(x, pad, constant_values=1)
-        return x.reshape(x.shape[0], -1, width, *x.shape[2:]).swapaxes(0, 1)
 
-    return jax.tree.map(one, arrays)
+def head_blocks(policy: Policy, mask: jax.Array) -> jax.Array:
+    """How many blocks of tokens `action_logprobs` has to go through: of each
+    micro-batch, the most that any device has.
+
+    Args:
+      policy: the group's.
+      mask: [W, M, R, C].
+
+    Returns:
+      [M] int32.
+    """
+    w, m, _, c = mask.shape
+    tokens = (mask > 0).reshape(w, m, policy.layout.ways, -1).sum(-1)
+    width = min(HEAD_BLOCK, mask[0, 0].size // policy.layout.ways)
+    return -(-tokens.max((0, 2)) // width)
 
 
 def surrogate(

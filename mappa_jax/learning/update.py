@@ -480,10 +480,12 @@ def team_advantages(config: Config, beta, reward, kl, mask, group, kind) -> jax.
 def group_logprobs(policy: Policy, trainable, base, batch: TrainBatch, count):
     """Log-probabilities under a group's policies being trained: [W, M, R, C]."""
 
+    blocks = objective.head_blocks(policy, batch.mask)
+
     def lane(own, scales, rows):
-        def one(part):
+        def one(part, m):
             params, adapters = policy.for_training(own, base, scales, part.agent)
-            return objective.action_logprobs(policy, params, adapters, part)
+            return objective.action_logprobs(policy, params, adapters, part, blocks[m])
 
         return _map_some(one, rows, count)
 
@@ -494,9 +496,11 @@ def group_logprobs(policy: Policy, trainable, base, batch: TrainBatch, count):
 def reference_logprobs(policy: Policy, frozen, batch: TrainBatch, count) -> jax.Array:
     """Log-probabilities under a group's reference policy: [W, M, R, C]."""
 
+    blocks = objective.head_blocks(policy, batch.mask)
+
     def lane(params, rows):
-        def one(part):
-            return objective.action_logprobs(policy, params, None, part)
+        def one(part, m):
+            return objective.action_logprobs(policy, params, None, part, blocks[m])
 
         return _map_some(one, rows, count)
 
@@ -512,10 +516,11 @@ def _lane_scales(policy: Policy) -> jax.Array | None:
 
 
 def _map_some(function: Callable, batch: TrainBatch, count) -> jax.Array:
-    """`function` of the first `count` micro-batches; zeros for the rest."""
+    """`function` of each of the first `count` micro-batches and its number; zeros for
+    the rest."""
 
     def body(m, out):
-        return out.at[m].set(function(_take(batch, m)))
+        return out.at[m].set(function(_take(batch, m), m))
 
     return jax.lax.fori_loop(0, count, body, jnp.zeros_like(batch.mask))
 
@@ -588,8 +593,12 @@ def group_gradient(
 ) -> tuple[Any, dict[str, jax.Array]]:
     """A group's gradients [S, ...], and sums per member."""
 
+    blocks = objective.head_blocks(policy, batch.mask)
+
     def lane(own, scales, rows):
-        return lane_gradient(policy, config, own, scales, beta, base, rows, count)
+        return lane_gradient(
+            policy, config, own, scales, beta, base, rows, count, blocks
+        )
 
     grads, sums = policy.layout.over_agents(lane)(
         policy.in_lanes(state.trainable), _lane_scales(policy), batch
@@ -599,18 +608,19 @@ def group_gradient(
 
 
 def lane_gradient(
-    policy: Policy, config: Config, trainable, scales, beta, base, batch, count
+    policy: Policy, config: Config, trainable, scales, beta, base, batch, count, blocks
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Gradient and metric sums of one lane, accumulated over its micro-batches.
+
+    `blocks` are [M] int32, of the head (`objective.head_blocks`).
 
     Returns:
       A tree like `trainable`, float32, and a dict of sums by member of the group.
     """
 
-    def loss_fn(own, rows):
+    def loss_fn(own, rows, blocks):
         params, adapters = policy.for_training(own, base, scales, rows.agent)
-        logp = objective.action_logprobs(policy, params, adapters, rows)
-        logp = jnp.where(rows.mask > 0, logp, 0.0)
+        logp = objective.action_logprobs(policy, params, adapters, rows, blocks)
         loss, clipped = objective.surrogate(logp, rows, config.objective)
         if config.kl.place == "loss":
             loss += beta[rows.agent][:, None] * objective.k3(logp, rows.reference)
@@ -630,7 +640,9 @@ def lane_gradient(
 
     def body(m, carry):
         grads, sums = carry
-        grad, new = jax.grad(loss_fn, has_aux=True)(trainable, _take(batch, m))
+        grad, new = jax.grad(loss_fn, has_aux=True)(
+            trainable, _take(batch, m), blocks[m]
+        )
         return (
             jax.tree.map(lambda a, g: a + g.astype(a.dtype), grads, grad),
             jax.tree.map(jnp.add, sums, new),

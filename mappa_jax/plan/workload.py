@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mappa_jax.config import AgentConfig, Config, ConfigError
+from mappa_jax.learning.objective import HEAD_BLOCK
 from mappa_jax.models.policy import Policy
 from mappa_jax.plan.count import Expected
 
@@ -136,7 +137,16 @@ def _rows(config: Config, actions: int, load: Load, member: int) -> int:
     """Rows that so many actions fill, none of them sharing a prefix.
 
     Raises:
-      ConfigError: an action does not fit into a row.
+      ConfigError: as `_fit`.
+    """
+    return -(-actions // _fit(config, load, member))
+
+
+def _fit(config: Config, load: Load, member: int) -> int:
+    """How many actions fit into a row.
+
+    Raises:
+      ConfigError: not one.
     """
     packing, new = config.packing, load.new[member]
     tokens = load.prompt + new - 1
@@ -146,7 +156,17 @@ def _rows(config: Config, actions: int, load: Load, member: int) -> int:
             f"packing.row_tokens={packing.row_tokens}: an action of {tokens} tokens "
             "does not fit into a row"
         )
-    return -(-actions // fit)
+    return fit
+
+
+def head_blocks(config: Config, policy: Policy, load: Load) -> int:
+    """Blocks of action tokens that the head goes through in a full micro-batch
+    (`objective.head_blocks`)."""
+    packing = config.packing
+    rows = -(-packing.rows // policy.layout.ways)
+    fullest = max(_fit(config, load, m) * load.new[m] for m in policy.members)
+    block = min(HEAD_BLOCK, rows * packing.row_action_tokens)
+    return -(-rows * fullest // block)
 
 
 def parts(name: str) -> tuple[str, int, int]:
@@ -169,7 +189,10 @@ def uses(
       KeyError: a name is not known.
     """
     updates = steps(config)
-    turns = [microbatches(config, policy, load) for policy in team]
+    turns = [
+        (microbatches(config, policy, load), head_blocks(config, policy, load))
+        for policy in team
+    ]
     out: dict[str, Use] = {}
     for name in names:
         kind, length, group = parts(name)
@@ -180,10 +203,10 @@ def uses(
         elif kind == "decode":
             out[name] = decode(config, team[group], load)
         elif kind in ("reference", "logprobs"):
-            out[name] = Use(updates, Expected((turns[group],)))
+            out[name] = Use(updates, Expected(turns[group]))
         elif kind == "update":  # groups side by side: the longest of them
             calls = updates * config.optimizer.epochs
-            out[name] = Use(calls, Expected((max(turns),)))
+            out[name] = Use(calls, Expected(max(turns)))
         elif kind == "credit":
             out[name] = Use(1)
         else:

@@ -72,7 +72,7 @@ def test_logprobs_equal_those_of_all_logits(
     micro, make_policy, make_config, make_action, monkeypatch, chunk, softcap
 ):
     """Of packed rows, at three temperatures, against each action in a row alone."""
-    monkeypatch.setattr(objective, "HEAD_CHUNK", chunk)
+    monkeypatch.setattr(objective, "HEAD_BLOCK", chunk)
     cfg = dataclasses.replace(micro, final_softcap=softcap)
     policy = make_policy(make_config(), cfg=cfg)
     rng = np.random.default_rng(0)
@@ -103,7 +103,10 @@ def test_logprobs_equal_those_of_all_logits(
         for slot in batches._write_row(one, (r,), 0, row, actions)
     ]
     assert {slot.number for slot in placed} == set(actions)
-    got = jax.jit(lambda p: objective.action_logprobs(policy, p, None, one))(params)
+    blocks = objective.head_blocks(policy, one.mask[None, None])[0]
+    got = jax.jit(lambda p: objective.action_logprobs(policy, p, None, one, blocks))(
+        params
+    )
     assert np.isfinite(got).all()
 
     @jax.jit

@@ -1,0 +1,112 @@
+"""What the fused head saves: log-probabilities by autodiff, and models/head.py.
+
+python benchmarks/head.py --json=docs/performance/head.json
+
+Forward and backward over 2,048 action places of SmolLM2-135M's shape (49,152 tokens,
+width 576), by the share of places that are trained on. Autodiff is what one would
+write: blocks of 256 places, checkpointed, each with its whole vocabulary, all places
+computed and the others masked. The two alternate; scratch is what the compiler
+reserves.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "launch"))
+
+import common  # noqa: E402
+
+common.prepare_environment()
+
+from absl import flags  # noqa: E402
+from pairs import alternate  # noqa: E402
+
+_SHARES = flags.DEFINE_list("shares", ["1", "0.5"], "Of the places, trained on.")
+_FROZEN = flags.DEFINE_bool("frozen", False, "The projection is not trained (LoRA).")
+_PAIRS = flags.DEFINE_integer("pairs", 7, "Times that the two are compared.")
+_JSON = flags.DEFINE_string("json", "", "Where to write the numbers, if anywhere.")
+PLACES, WIDTH, VOCABULARY, BLOCK = 2048, 576, 49152, 256
+
+
+def measure(share: float, frozen: bool, pairs: int) -> dict[str, Any]:
+    """Median seconds of both, their ratio, and MiB of scratch."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from mappa_jax.models.head import Head, token_scores
+
+    rng = np.random.default_rng(0)
+    w = rng.normal(0, 0.02, (VOCABULARY, WIDTH)).astype(np.float32)
+    h = rng.normal(0, 1, (PLACES, WIDTH)).astype(np.float32)
+    token = rng.integers(0, VOCABULARY, PLACES).astype(np.int32)
+    live = int(share * PLACES)
+    gain = np.where(np.arange(PLACES) < live, rng.normal(0, 1, PLACES), 0)
+    gain = gain.astype(np.float32)
+    warm = np.ones(PLACES, np.float32)
+
+    def autodiff(w, h):
+        @jax.checkpoint
+        def block(args):
+            h, token = args
+            logp = jax.nn.log_softmax(h @ w.T)
+            return jnp.take_along_axis(logp, token[:, None], 1)[:, 0]
+
+        parts = (h.reshape(-1, BLOCK, WIDTH), token.reshape(-1, BLOCK))
+        return jax.lax.map(block, parts).reshape(-1)
+
+    def fused(w, h):
+        blocks = jnp.int32(-(-live // BLOCK))
+        return token_scores(Head(BLOCK), w, h, token, warm, blocks).logprob
+
+    def program(function):
+        wanted = (1,) if frozen else (0, 1)
+        step = jax.grad(lambda w, h: (gain * function(w, h)).sum(), wanted)
+        return jax.jit(step).lower(w, h).compile()
+
+    run = {"autodiff": program(autodiff), "fused": program(fused)}
+    arrays = jax.device_put((w, h))
+    first = {name: one(*arrays) for name, one in run.items()}
+    for a, b in zip(*first.values(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
+    ways = {
+        name: functools.partial(lambda one: jax.block_until_ready(one(*arrays)), one)
+        for name, one in run.items()
+    }
+    found = alternate(ways, pairs)
+    return {
+        "share": share,
+        "frozen": frozen,
+        "seconds": found.seconds,
+        "times_as_fast": found.times_as_fast,
+        "scratch_mib": {
+            name: one.memory_analysis().temp_size_in_bytes / 2**20
+            for name, one in run.items()
+        },
+    }
+
+
+def main(argv: list[str]) -> None:
+    common.begin(argv)
+    shares = [float(share) for share in _SHARES.value]
+    rows = [measure(share, _FROZEN.value, _PAIRS.value) for share in shares]
+    for row in rows:
+        print(
+            f"{row['share']:.0%} trained on: {row['times_as_fast']:.2f} times as fast "
+            f"({', '.join(f'{1e3 * s:.0f} ms' for s in row['seconds'].values())}), "
+            "scratch "
+            f"{', '.join(f'{m:.0f} MiB' for m in row['scratch_mib'].values())}"
+        )
+    if _JSON.value:
+        Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
+        Path(_JSON.value).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    common.run_app(main)
