@@ -202,7 +202,7 @@ def _column(panels: Any, label: str, xs: Sequence[int], plans: Sequence[dict]) -
         values = [s / x for s, x in zip(seconds, xs, strict=True)]
         panel.plot(xs, values, marker="o", label="seconds per agent")
         panel.set_title("iteration at the roofline, s per agent", fontsize=10)
-        panel.set_ylim(0, None)
+        panel.set_ylim(0, 1.25 * max(values))
     panel.set_xscale("log", base=2)
     panel.set_xticks(xs, [str(x) for x in xs])
     panel.set_xlabel(label)

@@ -122,14 +122,34 @@ class Layout:
             return x
         return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
 
-    def over_agents(self, function: Callable, in_axes: Any = 0, **how: Any) -> Callable:
+    def over_agents(self, function: Callable, in_axes: Any = 0) -> Callable:
         """vmap over an axis of slices, or of agents that lie on them."""
-        name = "agent" if self.apart else None
-        return jax.vmap(function, in_axes, spmd_axis_name=name, **how)
+        return _vmap(function, in_axes, "agent" if self.apart else None)
 
     def over_ways(self, function: Callable, in_axes: Any = 0) -> Callable:
         """vmap over the parts that the rows of a slice are divided into."""
-        return jax.vmap(function, in_axes, spmd_axis_name=self.row_axes)
+        return _vmap(function, in_axes, self.row_axes)
+
+
+def _vmap(function: Callable, in_axes: Any, name: Any) -> Callable:
+    """vmap along a mesh axis, each argument's axis 0 or None. An axis of size one is
+    taken off and put back instead: XLA on a CPU makes slower products of batches of
+    one."""
+    mapped = jax.vmap(function, in_axes, spmd_axis_name=name)
+
+    def over(*args):
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+        pairs = list(zip(axes, args, strict=True))
+        leaves = jax.tree.leaves([arg for axis, arg in pairs if axis is not None])
+        if {x.shape[0] for x in leaves} != {1}:
+            return mapped(*args)
+        only = [
+            arg if axis is None else jax.tree.map(lambda x: x[0], arg)
+            for axis, arg in pairs
+        ]
+        return jax.tree.map(lambda x: x[None], function(*only))
+
+    return over
 
 
 def path_name(path: tuple[Any, ...]) -> str:
