@@ -294,6 +294,7 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         blocks: jax.Array | None = None,
         keep_kv: bool = False,
+        member: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Runs whole rows, or one token per row over a cache.
 
@@ -307,6 +308,9 @@ class Decoder(nn.Module):
             attends over the first `blocks` blocks.
           blocks: how many cache blocks to read, a traced scalar.
           keep_kv: whole rows only: also return the keys and values.
+          member: [] int32: "layers" are those of several policies, [A, L, ...], and
+            this is the one to run. Its weights are read where they lie: to take them
+            out of the stack first would copy them.
 
         Returns:
           Hidden states [N, T, D] after the last norm, and the cache: the updated
@@ -336,22 +340,37 @@ class Decoder(nn.Module):
             lora_b,
         )
         ctx = Context(positions_NxT, ends_NxT, table, local, blocks, adapted)
-        layer = Block
-        if self.remat != "none":
-            layer = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
-        layers = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-            length=cfg.n_layers,
-        )(
-            *(cfg, self.dtype, self.cache_block, keep_kv, self.layout, self.rows),
-            name="layers",
-        )
-        (x, cache), kept = layers((x, cache), per_layer, ctx)
+        how = (cfg, self.dtype, self.cache_block, keep_kv, self.layout, self.rows)
+        if member is None:
+            layers = _all_layers(cfg, self.remat)(*how, name="layers")
+            (x, cache), kept = layers((x, cache), per_layer, ctx)
+        else:
+            stack = self.variables["params"]["layers"]
+
+            def one(carry, per_layer):
+                at = member * cfg.n_layers + per_layer[0]
+                own = jax.tree.map(lambda p: p.reshape(-1, *p.shape[2:])[at], stack)
+                return Block(*how, parent=None).apply(
+                    {"params": own}, carry, per_layer, ctx
+                )
+
+            (x, cache), kept = jax.lax.scan(one, (x, cache), per_layer)
         norm = RMSNorm(cfg.rms_norm_eps, cfg.norm_offset, self.dtype, name="final_norm")
         return norm(x), kept if cache is None else cache
+
+
+def _all_layers(cfg: ModelConfig, remat: str) -> Any:
+    """Block, scanned over the layers, each with its own weights."""
+    layer = Block
+    if remat != "none":
+        layer = nn.remat(Block, prevent_cse=False, policy=REMAT[remat])
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=cfg.n_layers,
+    )
 
 
 def head_weights(params: Mapping[str, Any], cfg: ModelConfig) -> jax.Array:

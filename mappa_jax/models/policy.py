@@ -143,15 +143,13 @@ class Policy:
             return own, None
         return frozen, self.adapters(own, scale_A, row_agent)
 
-    def for_sampling(
-        self, trainable: Any, frozen: Any, pool: jax.Array
-    ) -> tuple[Any, Any]:
-        """(params, adapters of a slice) of a pool's rows, by slice of the mesh.
+    def for_sampling(self, trainable: Any, frozen: Any) -> tuple[Any, Any]:
+        """(params, adapters) of the rows, by slice of the mesh.
 
         Returns:
-          Mode "full": weights [slices, ...] of one agent per slice, None. Mode "lora":
-          the base, and (adapters [slices, A, ...], scales [slices, A]). Mode "shared":
-          weights [1, ...], None.
+          Mode "full": weights [slices, pools, ...], None. Mode "lora": the base, and
+          (adapters [slices, A, ...], scales [slices, A]). Mode "shared": weights
+          [1, 1, ...], None.
         """
         slices = self.layout.slices
         if self.mode == "lora":
@@ -159,8 +157,21 @@ class Policy:
             return frozen, (self.in_lanes(trainable), scales)
         weights = trainable if self.trainable else frozen
         return jax.tree.map(
-            lambda p: p.reshape(slices, -1, *p.shape[1:])[:, pool], weights
+            lambda p: p.reshape(slices, -1, *p.shape[1:]), weights
         ), None
+
+    def of_pool(self, params: Any, pool: jax.Array) -> tuple[Any, jax.Array | None]:
+        """(weights, `member` of `Decoder`) for one pool of a slice; only what stands
+        outside the layers is taken out of the stack."""
+        if self.mode == "lora":
+            return params, None
+        if self.pools == 1:
+            return jax.tree.map(lambda p: p[0], params), None
+        own = {
+            name: leaf if name == "layers" else jax.tree.map(lambda p: p[pool], leaf)
+            for name, leaf in params.items()
+        }
+        return own, pool
 
 
 def check_mesh(policy: Policy, names: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -263,8 +264,8 @@ class Program:
 
         return over
 
-    def _weights(self, trainable, frozen, pool) -> tuple[Any, Any, Any]:
-        params, lora = self.policy.for_sampling(trainable, frozen, pool)
+    def _weights(self, trainable, frozen) -> tuple[Any, Any, Any]:
+        params, lora = self.policy.for_sampling(trainable, frozen)
         return params, *(lora or (None, None))
 
     def _adapters(self, own, scales, row_agent) -> Any:
@@ -273,23 +274,26 @@ class Program:
         return self.policy.adapters(own, scales, row_agent)
 
     def _prefill_fn(self, trainable, frozen, pool, slots, *batch):
-        params, own, scales = self._weights(trainable, frozen, pool)
+        params, own, scales = self._weights(trainable, frozen)
 
         def one(params, own, scales, slots, slot, tokens, length, request):
             adapters = self._adapters(own, scales, request.agent)
-            return sampler.prefill(
-                self._model, params, adapters, slots, slot, tokens, length, request
+            params, member = self.policy.of_pool(params, pool)
+            run = functools.partial(
+                self._model.apply, {"params": params}, adapters=adapters, member=member
             )
+            return sampler.prefill(run, slots, slot, tokens, length, request)
 
         over = self._over_grid(one, params, own)
         return over(params, own, scales, slots, *batch)
 
     def _decode_fn(self, trainable, frozen, pool, slots, cancelled, seed):
-        params, own, scales = self._weights(trainable, frozen, pool)
+        params, own, scales = self._weights(trainable, frozen)
         agent = slots.request.agent
 
         def forward(tokens, positions, cache, blocks):
             def one(params, own, scales, agent, tokens, positions, cache):
+                params, member = self.policy.of_pool(params, pool)
                 hidden, cache = self._model.apply(
                     {"params": params},
                     tokens,
@@ -297,6 +301,7 @@ class Program:
                     adapters=self._adapters(own, scales, agent),
                     cache=cache,
                     blocks=blocks,
+                    member=member,
                 )
                 scores = logits(params, self.policy.cfg, hidden[:, 0])
                 return self.policy.layout.constrain(scores, None, "tensor"), cache

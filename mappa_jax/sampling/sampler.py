@@ -12,13 +12,15 @@ slots that lie on a mesh, with leading axes for its parts.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mappa_jax.models.decoder import Adapters, Cache, Decoder
+from mappa_jax.models.decoder import Cache
 
 NEVER = -1e30
 
@@ -96,9 +98,7 @@ def empty_slots(cache: Cache, stop_ids: int) -> Slots:
 
 
 def prefill(
-    model: Decoder,
-    params: Any,
-    adapters: Adapters | None,
+    model: Callable[..., tuple[jax.Array, Cache]],
     slots: Slots,
     slot_P: jax.Array,
     tokens_PxT: jax.Array,
@@ -111,9 +111,7 @@ def prefill(
     first new token: sampling lives in one place.
 
     Args:
-      model: the decoder.
-      params: its parameters.
-      adapters: the rows' low-rank updates, or None.
+      model: a Decoder with its weights.
       slots: the state.
       slot_P: where each prompt goes; B or more drops a padding row.
       tokens_PxT: right-padded prompts.
@@ -123,14 +121,7 @@ def prefill(
     p, t = tokens_PxT.shape
     positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (p, t))
     ends = jnp.where(positions < length_P[:, None], length_P[:, None], 0)
-    _, kept = model.apply(
-        {"params": params},
-        tokens_PxT,
-        positions,
-        ends,
-        adapters=adapters,
-        keep_kv=True,
-    )
+    _, kept = model(tokens_PxT, positions, ends, keep_kv=True)
 
     def put(table, part):
         part = part.astype(table.dtype)
@@ -296,23 +287,66 @@ def sample(
         scores,
     )
 
-    def gumbel(key, n):
-        key = jax.random.fold_in(key, n)
-        return jax.random.gumbel(key, scores.shape[-1:], jnp.float32)
+    def uniform(key, n):
+        return jax.random.uniform(jax.random.fold_in(key, n), (2,))
 
-    noise = _over_rows(gumbel, count.shape)(keys, count)
-    noise = jnp.where(greedy[..., None], 0.0, noise)
-    token = jnp.argmax(scores + noise, -1).astype(jnp.int32)
-    # Not a gather, which would bring together what lies apart along V.
-    own = jnp.arange(scores.shape[-1]) == token[..., None]
-    picked = jnp.where(own, scores, 0.0).sum(-1)
-    logp = picked - jax.nn.logsumexp(scores, -1)
+    drawn, logp = draw(_over_rows(uniform, count.shape)(keys, count), scores)
+    token = jax.lax.cond(
+        jnp.any(greedy),
+        lambda: jnp.where(greedy, jnp.argmax(scores, -1).astype(jnp.int32), drawn),
+        lambda: drawn,
+    )
     return token, jnp.where(greedy, 0.0, logp)
+
+
+def draw(uniform_Bx2: jax.Array, scores_BxV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A token per row from softmax(scores), and its log-probability.
+
+    By inversion, in two steps: one number chooses among blocks of the vocabulary by
+    their mass, the other a token within the block. That takes one exponential for each
+    score, and no random number but the two; the cumulative sums are of a few hundred
+    numbers, so that float32 does. A token of no mass is never chosen.
+
+    Args:
+      uniform_Bx2: float32 in [0, 1).
+      scores_BxV: float32.
+    """
+    vocab = scores_BxV.shape[-1]
+    top = scores_BxV.max(-1, keepdims=True)
+    weights = jnp.exp(scores_BxV - top)
+    blocks = weights.reshape(*weights.shape[:-1], block_count(vocab), -1)
+    masses = blocks.sum(-1)
+    block = _invert(masses, uniform_Bx2[..., 0])
+    # Not a gather, which would bring together what lies apart along V.
+    here = jnp.arange(masses.shape[-1]) == block[..., None]
+    own = jnp.where(here[..., None], blocks, 0.0).sum(-2)
+    place = _invert(own, uniform_Bx2[..., 1])
+    chosen = jnp.take_along_axis(own, place[..., None], -1)[..., 0]
+    token = block * own.shape[-1] + place
+    return token.astype(jnp.int32), jnp.log(chosen) - jnp.log(masses.sum(-1))
+
+
+def block_count(vocab: int) -> int:
+    """The divisor of `vocab` nearest to its root, of those that powers of two up to 64
+    divide as often as they divide `vocab`: blocks then lie on a mesh as V does."""
+    step = math.gcd(vocab, 64)
+    counts = [n for n in range(step, vocab + 1, step) if vocab % n == 0]
+    return min(counts, key=lambda n: abs(math.log(n * n / vocab)))
+
+
+def _invert(masses_BxN: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    """The first place whose cumulative mass exceeds the share `uniform` of the whole;
+    where rounding leaves none, the heaviest."""
+    sums = jnp.cumsum(masses_BxN, -1)
+    limit = uniform_B[..., None] * sums[..., -1:]
+    passed = (sums <= limit) | (masses_BxN == 0)
+    return jnp.where(passed.all(-1), jnp.argmax(masses_BxN, -1), jnp.argmin(passed, -1))
 
 
 def _without_stops(scores_BxV, early, stop_ids_BxK) -> jax.Array:
     ids = jnp.arange(scores_BxV.shape[-1])
-    stops = jnp.any(ids[:, None] == stop_ids_BxK[..., None, :], -1)
+    parts = [ids == stop_ids_BxK[..., k, None] for k in range(stop_ids_BxK.shape[-1])]
+    stops = functools.reduce(jnp.logical_or, parts)
     return jnp.where(early[..., None] & stops, NEVER, scores_BxV)
 
 

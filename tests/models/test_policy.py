@@ -142,16 +142,24 @@ def test_sampling_uses_the_pools_agent_or_each_rows_own(
 ):
     full = policy_of("full")
     trainable, frozen = policies.init(full, micro_folders, mesh, 0, jnp.float32)
-    params, lora = full.for_sampling(trainable, frozen, np.int32(1))
+    params, lora = full.for_sampling(trainable, frozen)
     assert lora is None
-    assert_same(
-        jax.tree.map(lambda p: p[0], params), hf.numpy_params(micro_folders[1])[1]
-    )
+    one, member = full.of_pool(jax.tree.map(lambda p: p[0], params), np.int32(1))
+    own = hf.numpy_params(micro_folders[1])[1]
+    assert member == 1
+    assert_same(one | {"layers": jax.tree.map(lambda p: p[1], one["layers"])}, own)
+    tokens = jnp.asarray(TOKENS)
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    rows = (tokens, places, jnp.full_like(places, tokens.shape[1]))
+    model = full.decoder(rows=None)
+    got, _ = jax.jit(model.apply)({"params": one}, *rows, member=member)
+    want, _ = jax.jit(model.apply)({"params": own}, *rows)
+    np.testing.assert_array_equal(got, want)
     mixed = policy_of("lora")
     trainable, frozen = policies.init(
         mixed, micro_folders[:1] * 2, mesh, 0, jnp.float32
     )
-    params, (own, scales) = mixed.for_sampling(trainable, frozen, np.int32(0))
+    params, (own, scales) = mixed.for_sampling(trainable, frozen)
     assert params is frozen
     assert own["q"]["a"].shape == (1, 2, micro.n_layers, micro.d_model, 2)
     np.testing.assert_array_equal(scales, [[3.0, 3.0]])

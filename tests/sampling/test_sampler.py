@@ -1,5 +1,7 @@
 """Filters, greedy choice, log-probabilities and frequencies of the sampler."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +112,52 @@ def test_filtered_frequencies_match_the_renormalised_distribution():
     np.testing.assert_allclose(np.exp(logps), want[tokens], rtol=1e-5)
 
 
+@pytest.mark.parametrize("vocab", [37, 48, 320])
+def test_a_draw_is_the_inverse_of_the_distribution(vocab):
+    """A grid of numbers in place of random ones: frequencies to a grid's precision."""
+    rng = np.random.default_rng(vocab)
+    scores = rng.normal(0, 1, vocab).astype(np.float32)
+    scores[::3] = sampler.NEVER
+    count, width = sampler.block_count(vocab), 2000
+    probs = np.exp(scores - scores.max(), dtype=np.float64)
+    probs /= probs.sum()
+    blocks = probs.reshape(count, -1)
+    grid = (np.arange(width, dtype=np.float32) + 0.5) / width
+    rows = np.tile(scores, (width, 1))
+    for which, want in enumerate([blocks.sum(1), None]):
+        fixed = np.full((width,), 0.5, np.float32)
+        pair = [grid, fixed] if which == 0 else [fixed, grid]
+        tokens, logps = jax.jit(sampler.draw)(np.stack(pair, 1), rows)
+        tokens = np.asarray(tokens)
+        np.testing.assert_allclose(logps, np.log(probs[tokens]), atol=1e-5)
+        block, place = np.divmod(tokens, blocks.shape[1])
+        if want is not None:
+            got = np.bincount(block, minlength=count) / width
+        else:
+            assert len(set(block)) == 1
+            want = blocks[block[0]] / blocks[block[0]].sum()
+            got = np.bincount(place, minlength=len(want)) / width
+        np.testing.assert_allclose(got, want, atol=1.5 / width)
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-23])
+def test_a_draw_at_either_end_has_mass(u):
+    """Tokens of no probability at both ends of the vocabulary and of a block."""
+    scores = np.full((1, 64 * 9), sampler.NEVER, np.float32)
+    scores[0, [100, 101, 400]] = [0.0, -3.0, -80.0]
+    token, logp = sampler.draw(np.full((1, 2), u, np.float32), scores)
+    assert int(token[0]) in (100, 101, 400)
+    assert np.isfinite(logp[0])
+
+
+@pytest.mark.parametrize("vocab", [7, 320, 32003, 49152, 128256, 151936, 262144])
+def test_blocks_divide_the_vocabulary_as_a_mesh_may(vocab):
+    count = sampler.block_count(vocab)
+    assert vocab % count == 0
+    for ways in (2, 4, 8, 16):
+        assert vocab % ways or count % ways == 0
+
+
 def test_a_stop_token_is_not_sampled_before_min_new():
     """The likeliest token is a stop; the second row has had enough already."""
     scores = np.tile(np.asarray([9.0, 1.0, 0.0], np.float32), (2, 1))
@@ -159,9 +207,8 @@ def run(make_team, micro):
     @jax.jit
     def both(request, tokens, lengths):
         slots = sampler.empty_slots(init_cache(micro, B, CONTEXT), 2)
-        slots = sampler.prefill(
-            model, params, None, slots, jnp.arange(B), tokens, lengths, request
-        )
+        whole = functools.partial(model.apply, {"params": params})
+        slots = sampler.prefill(whole, slots, jnp.arange(B), tokens, lengths, request)
         cancelled = jnp.zeros((B,), bool)
 
         def forward(tokens, positions, cache, blocks):
