@@ -614,7 +614,7 @@ def written(bench: Bench, found: dict[str, Any]) -> dict[str, Any]:
         "device": bench.device,
         "dtype": bench.dtype,
         "cores": len(os.sched_getaffinity(0)),
-        "remat": "ours: full (a layer's input is kept); peers: whole layers",
+        "remat": "ours: projections (products are kept); peers: whole layers",
         "packages": versions,
         "tolerance": bench.tolerance,
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import itertools
 import json
 import types
 import typing
@@ -63,6 +64,10 @@ class SamplerConfig:
     context: int = 1280  # tokens of KV cache per slot (prompt + new)
     cache_block: int = 128  # the cache is read in blocks of so many tokens
     chunk: int = 16  # tokens decoded per dispatch
+    # Fewer rows than `slots` that may be decoded together, such as (4, 8): when no more
+    # are left, those that are move together. Products of another size may round
+    # otherwise, so a sample may then depend on when its neighbours end.
+    widths: tuple[int, ...] = ()
     # Of the KV cache; "compute" is config.dtype.
     kv_dtype: Literal["compute", "bfloat16", "float8_e4m3fn"] = "compute"
 
@@ -564,6 +569,13 @@ def _check(config: Config) -> None:
     buckets = config.sampler.prompt_buckets
     if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
         refuse("sampler.prompt_buckets", f"must increase from 1, got {buckets}")
+    widths = config.sampler.widths
+    if any(b <= a for a, b in itertools.pairwise((0, *widths, config.sampler.slots))):
+        refuse(
+            "sampler.widths",
+            f"must increase from 1 to below sampler.slots={config.sampler.slots}, got "
+            f"{widths}",
+        )
     if context % config.sampler.cache_block:
         refuse("sampler.context", "must be a multiple of sampler.cache_block")
     if context < config.sampler.prompt_buckets[-1]:

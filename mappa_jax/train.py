@@ -394,6 +394,7 @@ def _metrics(config, rolled, counts, learned, seconds, sampled) -> dict[str, Any
             "prompt": sampled.prompt_tokens,
             "prefilled": sampled.prefilled_tokens,
             "new": sampled.new_tokens,
+            "places": sampled.row_steps,
         },
     }
 

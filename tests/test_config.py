@@ -143,6 +143,8 @@ def test_a_whole_number_may_stand_for_a_float():
         ("sampler__cache_block", 0),
         ("sampler__cache_block", 100),
         ("sampler__prompt_buckets", []),
+        ("sampler__widths", (8, 4)),
+        ("sampler__widths", (16,)),
         ("sampler__prompt_buckets", [512, 256]),
         ("sampler__prompt_buckets", [256, 2048]),
         ("data__prompts_per_step", 0),

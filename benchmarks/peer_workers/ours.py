@@ -53,8 +53,9 @@ def team_config(
     """A team whose agents each have `sequences` actions, in rows of so many tokens, and
     so many of them sampled.
 
-    Weights of its own for every agent, gradient checkpointing as by default
-    (remat="full"), one optimiser step on all of an agent's sequences.
+    Weights of its own for every agent; of a layer the results of its matrix products
+    are kept and the rest is computed again (remat="projections"), where the peers
+    compute all of it again; one optimiser step on all of an agent's sequences.
     """
     rows, prompt = work.prompts.shape
     agent = AgentConfig(
@@ -69,6 +70,7 @@ def team_config(
         data=DataConfig(prompts_per_step=sequences, samples_per_prompt=1),
         sampler=SamplerConfig(
             slots=rows,
+            widths=tuple(sorted({rows * n // 8 for n in (1, 2, 3, 4, 6)} - {0})),
             prompt_buckets=(prompt,),
             context=up(prompt + int(work.stops.max()), BLOCK),
             cache_block=BLOCK,
@@ -78,8 +80,11 @@ def team_config(
         kl=KLConfig(beta=0.0),
         objective=ObjectiveConfig(aggregation="action", mask_truncated=False),
         optimizer=OptimizerConfig(actions_per_update=sequences, warmup_fraction=0.0),
+        remat="projections",
         packing=PackingConfig(
-            row_tokens=row[0], row_action_tokens=row[1], rows=work.microbatch
+            row_tokens=row[0],
+            row_action_tokens=row[1],
+            rows=1,
         ),
     )
 

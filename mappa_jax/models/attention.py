@@ -243,15 +243,15 @@ def attend_cache(
 ) -> jax.Array:
     """Attention of one token per row over the first `blocks` blocks of the cache.
 
-    Cache slot s of a row holds its position s. The softmax is accumulated block
-    by block (Milakov and Gimelshein, arXiv 1805.02867). A block beyond a row's
-    length leaves the accumulators bit for bit as they were, so a row's result
-    does not depend on how long its neighbours are.
+    Rows are the cache's first N. Cache slot s of a row holds its position s. The
+    softmax is accumulated block by block (Milakov and Gimelshein, arXiv 1805.02867). A
+    block beyond a row's length leaves the accumulators bit for bit as they were, so a
+    row's result does not depend on how long its neighbours are.
 
     Returns:
       [N, K, G, H], in the dtype of `q`; the cache may have another.
     """
-    _, n, kv_heads, _, head_dim = k_LxNxKxSxH.shape
+    n, kv_heads, _, head_dim = q_NxKxGxH.shape
     size = (1, n, kv_heads, block, head_dim)
     zero, dtype = jnp.zeros((), jnp.int32), q_NxKxGxH.dtype
 

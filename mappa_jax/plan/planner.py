@@ -166,7 +166,7 @@ def lowered(
         f"{name}/{g}": program
         for g, one in enumerate(samplers)
         for name, program in one.lowered(*weights[g]).items()
-        if name not in ("empty", "clone")
+        if name.split("/")[0] not in ("empty", "clone", "move", "narrow")
     } | learner.lowered(state, frozen)
     caches = [
         policy.pools * memory.held(one.slot_shapes().cache)

@@ -118,6 +118,7 @@ class Stats:
     prompt_tokens: int = 0
     prefilled_tokens: int = 0  # less: rows with one prompt are prefilled once
     new_tokens: int = 0
+    row_steps: int = 0  # tokens that the decoded rows had room for
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -139,6 +140,12 @@ class Program:
                 f"{layout.ways} devices of the mesh axes {layout.row_axes}; make it a "
                 "multiple"
             )
+        for width in config.widths:
+            if width % layout.ways:
+                raise ConfigError(
+                    f"config.sampler.widths: {width} does not divide the {layout.ways} "
+                    f"devices of the mesh axes {layout.row_axes}; make it a multiple"
+                )
         self.policy = policy
         self._config = config
         self._mesh = meshlib.Layout(mesh)
@@ -146,6 +153,7 @@ class Program:
         self._model = policy.decoder(rows=None, cache_block=config.cache_block)
         self.grid = (layout.slices, layout.ways)
         self.rows = config.slots // layout.ways
+        self.widths = (*(w // layout.ways for w in config.widths), self.rows)
         self.prefill_rows = -(-config.prefill_rows // layout.ways)
         self._on_grid = self._mesh.sharding(layout.agent_axis, layout.row_axes)
         self._whole = self._mesh.sharding()
@@ -202,8 +210,9 @@ class Program:
         """Every program, for weights shaped and placed like these.
 
         Returns:
-          By name: "empty", "decode", "clone", and "prefill/512" for a bucket of 512
-          tokens.
+          By name: "empty", "decode", "clone", "prefill/512" for a bucket of 512
+          tokens, and if there are widths "move" and "narrow/8" for the decoding of 8
+          rows of every device.
         """
         slots = self.slot_shapes()
         placed = jax.tree.map(lambda s: s.sharding, slots)
@@ -222,22 +231,35 @@ class Program:
 
         pool = whole(jnp.int32)
         cancelled = on_grid(np.zeros((*self.grid, self.rows), bool))
-        decode = jax.jit(
-            self._decode_fn, donate_argnums=(3,), out_shardings=(placed, self._whole)
-        )
+
+        def decode(width: int | None) -> jax.stages.Lowered:
+            run = jax.jit(
+                functools.partial(self._decode_fn, width=width),
+                donate_argnums=(3,),
+                out_shardings=(placed, self._whole),
+            )
+            return run.lower(*weights, pool, slots, cancelled, whole(jnp.uint32))
+
         prefill = jax.jit(self._prefill_fn, donate_argnums=(3,), out_shardings=placed)
         out = {
             "empty": jax.jit(self._empty_slots, out_shardings=placed).lower(),
-            "decode": decode.lower(*weights, pool, slots, cancelled, whole(jnp.uint32)),
+            "decode": decode(None),
         }
         over = self.policy.layout
-        clone = jax.jit(
-            over.over_agents(over.over_ways(sampler.clone)),
-            donate_argnums=(0,),
-            out_shardings=placed,
-        )
+
+        def copies(function: Callable, *args: Any) -> jax.stages.Lowered:
+            run = jax.jit(
+                over.over_agents(over.over_ways(function)),
+                donate_argnums=(0,),
+                out_shardings=placed,
+            )
+            return run.lower(slots, *on_grid(args))
+
         slot, request = self.blank_requests()
-        out["clone"] = clone.lower(slots, *on_grid((slot, slot, request)))
+        out["clone"] = copies(sampler.clone, slot, slot, request)
+        if len(self.widths) > 1:
+            out["move"] = copies(sampler.move, slot, slot)
+            out |= {f"narrow/{w}": decode(w) for w in self.widths[:-1]}
         for bucket in self._config.prompt_buckets:
             batch = on_grid(self.blank_batch(bucket))
             out[f"prefill/{bucket}"] = prefill.lower(*weights, pool, slots, *batch)
@@ -287,9 +309,9 @@ class Program:
         over = self._over_grid(one, params, own)
         return over(params, own, scales, slots, *batch)
 
-    def _decode_fn(self, trainable, frozen, pool, slots, cancelled, seed):
+    def _decode_fn(self, trainable, frozen, pool, slots, cancelled, seed, *, width):
         params, own, scales = self._weights(trainable, frozen)
-        agent = slots.request.agent
+        agent = slots.request.agent[..., :width]
 
         def forward(tokens, positions, cache, blocks):
             def one(params, own, scales, agent, tokens, positions, cache):
@@ -316,6 +338,7 @@ class Program:
             seed,
             chunk=self._config.chunk,
             cache_block=self._config.cache_block,
+            width=width,
         )
 
     def _whole_int(self, value: int, dtype: Any) -> jax.Array:
@@ -339,6 +362,10 @@ class Program:
         """`slots` is donated; `batch`: sources, and what `blank_requests` shapes."""
         return self._run["clone"](slots, *self._placed(batch))
 
+    def move(self, slots: sampler.Slots, batch: tuple[Any, ...]) -> sampler.Slots:
+        """`slots` is donated; `batch`: from and to, as `blank_requests` shapes them."""
+        return self._run["move"](slots, *self._placed(batch))
+
     def decode(
         self,
         weights: Any,
@@ -346,9 +373,13 @@ class Program:
         slots: sampler.Slots,
         cancelled: np.ndarray,
         seed: int,
+        width: int | None = None,
     ) -> tuple[sampler.Slots, sampler.Chunk]:
-        """`slots` is donated. The chunk is NumPy, its rows in one axis."""
-        slots, chunk = self._run["decode"](
+        """`slots` is donated. The chunk is NumPy, its rows in one axis: all of them,
+        also if only `width` of each device are decoded (one of `widths`)."""
+        width = width or self.rows
+        name = "decode" if width == self.rows else f"narrow/{width}"
+        slots, chunk = self._run[name](
             *weights,
             self._whole_int(pool, np.int32),
             slots,
@@ -356,7 +387,13 @@ class Program:
             self._whole_int(seed, np.uint32),
         )
         chunk = jax.device_get(chunk)
-        return slots, jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), chunk)
+        others = (0, self.rows - width)
+
+        def whole(x: np.ndarray) -> np.ndarray:
+            x = np.pad(x, ((0, 0), (0, 0), others) + ((0, 0),) * (x.ndim - 3))
+            return x.reshape(-1, *x.shape[3:])
+
+        return slots, jax.tree.map(whole, chunk)
 
 
 class _Pool:
@@ -390,6 +427,28 @@ class _Pool:
                 slot = first + way * per_way + row
                 if self.rows[slot] is None:
                     yield slot
+
+    def narrow(self) -> tuple[int, list[tuple[int, int]]]:
+        """The fewest rows of a cell that can hold all rows in flight, and which rows
+        move for that, (from, to) slots: the pool's own list is moved already."""
+        per_way = self.program.rows
+        cells = range(0, len(self.rows), per_way)
+
+        def live(cell: int) -> list[int]:
+            return [r for r in range(per_way) if self.rows[cell + r] is not None]
+
+        most = max(len(live(cell)) for cell in cells)
+        width = next(w for w in self.program.widths if w >= most)
+        moves = []
+        for cell in cells:
+            mine = live(cell)
+            beyond = [r for r in mine if r >= width]
+            free = [r for r in range(width) if r not in mine]
+            moves += [(cell + r, cell + f) for r, f in zip(beyond, free, strict=False)]
+        for source, slot in moves:
+            self.rows[slot], self.rows[source] = self.rows[source], None
+            self.cancelled[slot] = self.cancelled[source] = False
+        return width, moves
 
     def cell(self, slot: int) -> tuple[int, int, int]:
         """(slice, way, row) of a slot."""
@@ -628,14 +687,20 @@ class Engine:
 
     def _advance(self, pool: _Pool) -> sampler.Chunk:
         start = time.perf_counter()
+        width, moves = pool.narrow()
+        for batch in _moves(pool, moves):
+            pool.slots = pool.program.move(pool.slots, batch)
         pool.slots, chunk = pool.program.decode(
             self._weights[pool.group],
             pool.number,
             pool.slots,
             pool.cancelled,
             self._seed,
+            width,
         )
         pool.cancelled = np.zeros_like(pool.cancelled)
+        steps, cells = int(chunk.emitted.max(initial=0)), np.prod(pool.program.grid)
+        self.stats.row_steps += steps * width * int(cells)
         self.stats.decode_seconds += time.perf_counter() - start
         return chunk
 
@@ -693,6 +758,18 @@ def _clones(pool: _Pool, twins: list[tuple[int, int]]) -> Iterator[tuple[Any, ..
             source_P[at] = pool.cell(source_of[slot])[2]
             _write_request(slot_P, request, at, pool, slot)
         yield source_P, slot_P, request
+
+
+def _moves(pool: _Pool, moves: list[tuple[int, int]]) -> Iterator[tuple[Any, ...]]:
+    """Moves of rows, (from, to), each with as many of every cell as fit."""
+    source_of = {slot: source for source, slot in moves}
+    for mine in _by_cell(pool, [*source_of]):
+        slot_P, _ = pool.program.blank_requests()
+        source_P = slot_P.copy()
+        for at, slot in mine:
+            source_P[at] = pool.cell(source_of[slot])[2]
+            slot_P[at] = pool.cell(slot)[2]
+        yield source_P, slot_P
 
 
 def _by_cell(

@@ -174,6 +174,27 @@ def clone(
     )
 
 
+def move(slots: Slots, source_P: jax.Array, slot_P: jax.Array) -> Slots:
+    """Puts rows in flight into other slots; their own are free then.
+
+    Args:
+      slots: the state.
+      source_P: where each row is; B or more for a padding row.
+      slot_P: where it goes; B or more drops a padding row.
+    """
+
+    def put(table):
+        return table.at[:, slot_P].set(table[:, source_P], mode="drop")
+
+    def put_rows(table):
+        return table.at[slot_P].set(table[source_P], mode="drop")
+
+    cache = jax.tree.map(put, slots.cache)
+    rows = jax.tree.map(put_rows, slots._replace(cache=None))
+    done = rows.done.at[source_P].set(True, mode="drop")
+    return rows._replace(cache=cache, done=done)
+
+
 # [B.., 1] tokens and their positions, the cache, how many blocks of it -> scores
 # [B.., V] and the cache.
 Forward = Callable[[jax.Array, jax.Array, Cache, jax.Array], tuple[jax.Array, Cache]]
@@ -187,6 +208,7 @@ def decode(
     *,
     chunk: int,
     cache_block: int,
+    width: int | None = None,
 ) -> tuple[Slots, Chunk]:
     """Advances every unfinished row by up to `chunk` tokens.
 
@@ -197,10 +219,18 @@ def decode(
       seed: [] uint32, the run's seed.
       chunk: tokens per call, static.
       cache_block: tokens of a block of the cache, static.
+      width: only the first so many rows of the last axis of B.., static; None: all. The
+        others must be free.
+
+    Returns:
+      The state, and what was decoded of these rows.
     """
+    whole = slots._replace(done=slots.done | cancelled)
+    slots = whole._replace(cache=None)
+    slots = jax.tree.map(lambda x: _first(x, cancelled.ndim, width), slots)
+    slots = slots._replace(cache=whole.cache)
     rows = slots.token.shape
     request = slots.request
-    slots = slots._replace(done=slots.done | cancelled)
     keys = _over_rows(lambda a: row_key(seed, a), rows)(request.address)
 
     def more(carry):
@@ -243,7 +273,18 @@ def decode(
         jnp.zeros(rows, jnp.int32),
     )
     _, slots, tokens, logps, emitted = jax.lax.while_loop(more, step, start)
-    return slots, Chunk(tokens, logps, emitted, slots.done)
+
+    def put(table, part):
+        return jax.lax.dynamic_update_slice(table, part, (0,) * table.ndim)
+
+    own = slots._replace(cache=None)
+    out = jax.tree.map(put, whole._replace(cache=None), own)
+    return out._replace(cache=slots.cache), Chunk(tokens, logps, emitted, slots.done)
+
+
+def _first(x: jax.Array, axes: int, width: int | None) -> jax.Array:
+    """The first `width` rows along the last of the `axes` axes of slots."""
+    return jax.lax.slice_in_dim(x, 0, width, axis=axes - 1)
 
 
 def _over_rows(function: Callable, rows: tuple[int, ...]) -> Callable:

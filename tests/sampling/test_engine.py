@@ -116,6 +116,60 @@ async def test_a_prompt_that_several_have_in_common_is_prefilled_once(both):
     assert len({s.token_ids.tobytes() for s in together}) > 4
 
 
+@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 2, 1, 1)])
+async def test_the_last_rows_are_decoded_together(make_team, served, mode, sizes):
+    """Lengths from 1 to 16: rows that are left move, and fewer places are computed. On
+    a mesh every device has two or four rows."""
+    config = dataclasses.replace(CONFIG, widths=(2, 4))
+    team = make_team(mode, sizes)
+    engine = Engine([team.policy], config, team.mesh, seed=11, stop_ids=2)
+    engine.warm_up([team.trainable], [team.frozen])
+    narrow, wide = Served(engine, team), served(mode, sizes)
+    requests = [
+        (agent, prompt, dataclasses.replace(options, max_new=1 + 3 * (i % 6)), address)
+        for i, (agent, prompt, options, address) in enumerate(
+            make_requests(13, stop_ids=(), temperature=1.0)
+        )
+    ]
+    wide.engine.take_stats()
+    want, got = await wide.ask(requests), await narrow.ask(requests)
+    for a, b in zip(want, got, strict=True):
+        np.testing.assert_array_equal(a.token_ids, b.token_ids)
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+        assert a.finish == b.finish
+    before, after = wide.engine.take_stats(), engine.take_stats()
+    assert before.new_tokens == after.new_tokens == sum(len(s.token_ids) for s in want)
+    assert after.new_tokens <= after.row_steps < 0.9 * before.row_steps
+    again = await narrow.ask(requests[::-1])
+    assert [s.finish for s in again[::-1]] == [s.finish for s in want]
+
+
+async def test_rows_that_meet_a_stop_string_do_not_come_back_when_others_move(served):
+    """Their slots run on until the others hear of it; a row that moves there lives."""
+    plain = served("lora")
+    config = dataclasses.replace(CONFIG, widths=(1, 2, 4))
+    engine = Engine([plain.team.policy], config, plain.team.mesh, seed=11, stop_ids=2)
+    engine.warm_up([plain.team.trainable], [plain.team.frozen])
+    narrow = Served(engine, plain.team)
+
+    def cut(tokens):
+        return 3 if len(tokens) >= 3 else None
+
+    requests = []
+    for i, request in enumerate(make_requests(8, max_new=14, stop_ids=())):
+        options = dataclasses.replace(
+            request[2],
+            temperature=1.0,
+            stopped_at=cut if i in (0, 1, 2, 4, 5) else None,
+        )
+        requests.append((*request[:2], options, request[3]))
+    want, got = await plain.ask(requests), await narrow.ask(requests)
+    for a, b in zip(want, got, strict=True):
+        np.testing.assert_array_equal(a.token_ids, b.token_ids)
+    assert [len(s.token_ids) for s in got] == [3, 3, 3, 14, 3, 3, 14, 14]
+
+
 async def test_requests_that_come_later_change_nothing(both):
     requests = make_requests(6, max_new=12, stop_ids=())
     together = await both.ask(requests)
