@@ -465,6 +465,7 @@ def next_beta(metrics: dict[str, np.ndarray], config: KLConfig) -> np.ndarray:
     return np.where(trained, moved, metrics["beta"]).astype(np.float32)
 
 
+@jax.named_scope("credit")
 def team_advantages(config: Config, beta, reward, kl, mask, group, kind) -> jax.Array:
     """`credit.advantages` for every agent: [A, N, C]."""
     if config.kl.place == "loss":
@@ -477,6 +478,7 @@ def team_advantages(config: Config, beta, reward, kl, mask, group, kind) -> jax.
     return jax.vmap(one)(reward, kl, mask, group, kind, beta=beta)
 
 
+@jax.named_scope("logprobs")
 def group_logprobs(policy: Policy, trainable, base, batch: TrainBatch, count):
     """Log-probabilities under a group's policies being trained: [W, M, R, C]."""
 
@@ -493,6 +495,7 @@ def group_logprobs(policy: Policy, trainable, base, batch: TrainBatch, count):
     return over(policy.in_lanes(trainable), _lane_scales(policy), batch)
 
 
+@jax.named_scope("reference")
 def reference_logprobs(policy: Policy, frozen, batch: TrainBatch, count) -> jax.Array:
     """Log-probabilities under a group's reference policy: [W, M, R, C]."""
 
@@ -588,6 +591,7 @@ def group_update(
     return state, sums | extra
 
 
+@jax.named_scope("gradient")
 def group_gradient(
     policy: Policy, config: Config, state: GroupState, beta, base, batch, count
 ) -> tuple[Any, dict[str, jax.Array]]:
@@ -653,6 +657,7 @@ def lane_gradient(
     return jax.lax.fori_loop(0, count, body, start)
 
 
+@jax.named_scope("optimizer")
 def agent_step(
     config: OptimizerConfig, state: GroupState, grads, tokens, schedule: Schedule
 ) -> tuple[GroupState, dict[str, jax.Array]]:

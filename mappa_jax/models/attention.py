@@ -20,6 +20,7 @@ MOST_BLOCKS = 32  # that a row is cut into
 MASKED = -1e30  # finite, so that a fully masked row gives no NaN
 
 
+@jax.named_scope("attention")
 def attend_rows(
     q_NxTxKxGxH: jax.Array,
     k_NxTxKxH: jax.Array,
@@ -229,6 +230,7 @@ def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
     return i.astype(np.int32), j.astype(np.int32)
 
 
+@jax.named_scope("cache_attention")
 def attend_cache(
     q_NxKxGxH: jax.Array,
     k_LxNxKxSxH: jax.Array,

@@ -62,6 +62,7 @@ class Head:
         return jnp.arange(scores_BxV.shape[-1]) == token_B[:, None]
 
 
+@jax.named_scope("head")
 def token_scores(
     head: Head,
     w_VxD: jax.Array,

@@ -97,6 +97,7 @@ def empty_slots(cache: Cache, stop_ids: int) -> Slots:
     return Slots(cache, ints, ints, ints, jnp.ones((rows,), bool), request)
 
 
+@jax.named_scope("prefill")
 def prefill(
     model: Callable[..., tuple[jax.Array, Cache]],
     slots: Slots,
@@ -200,6 +201,7 @@ def move(slots: Slots, source_P: jax.Array, slot_P: jax.Array) -> Slots:
 Forward = Callable[[jax.Array, jax.Array, Cache, jax.Array], tuple[jax.Array, Cache]]
 
 
+@jax.named_scope("decode")
 def decode(
     forward: Forward,
     slots: Slots,
@@ -302,6 +304,7 @@ def row_key(seed: jax.Array, address: jax.Array) -> jax.Array:
     return key
 
 
+@jax.named_scope("sample")
 def sample(
     keys: jax.Array, scores_BxV: jax.Array, request: Request, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

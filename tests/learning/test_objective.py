@@ -104,9 +104,9 @@ def test_logprobs_equal_those_of_all_logits(
     ]
     assert {slot.number for slot in placed} == set(actions)
     blocks = objective.head_blocks(policy, one.mask[None, None])[0]
-    got = jax.jit(lambda p: objective.action_logprobs(policy, p, None, one, blocks))(
-        params
-    )
+    got = jax.jit(
+        lambda p, rows: objective.action_logprobs(policy, p, None, rows, blocks)
+    )(params, one)
     assert np.isfinite(got).all()
 
     @jax.jit

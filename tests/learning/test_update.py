@@ -11,6 +11,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scopes_of import scopes
 
 from mappa_jax.config import (
     ConfigError,
@@ -276,6 +277,15 @@ def test_rows_hold_several_actions_and_micro_batches(bench, related, mode):
     assert part.count > 1
     apart = sum(len(s.action.prompt_ids) + len(s.action.token_ids) for s in part.slots)
     assert (part.batch.ends > 0).sum() < apart - len(part.slots)
+
+
+def test_profiles_name_the_parts_of_the_update(bench):
+    one = bench()
+    programs = one.learner.lowered(one.fresh(), [one.frozen])
+    parts = {"gradient", "attention", "head", "optimizer"}
+    assert parts <= scopes(programs["update"])
+    assert {"reference", "head"} <= scopes(programs["reference/0"])
+    assert "credit" in scopes(programs["credit"])
 
 
 def test_sharing_prefixes_leaves_the_gradient_as_it_was(bench, related):

@@ -9,6 +9,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from scopes_of import scopes
 
 from mappa_jax.config import ConfigError, SamplerConfig
 from mappa_jax.hosts import Stopped
@@ -168,6 +169,13 @@ async def test_rows_that_meet_a_stop_string_do_not_come_back_when_others_move(se
     for a, b in zip(want, got, strict=True):
         np.testing.assert_array_equal(a.token_ids, b.token_ids)
     assert [len(s.token_ids) for s in got] == [3, 3, 3, 14, 3, 3, 14, 14]
+
+
+def test_profiles_name_the_parts_of_sampling(served):
+    team = served("lora").team
+    programs = served("lora").engine.lowered([team.trainable], [team.frozen])
+    assert {"decode", "cache_attention", "sample"} <= scopes(programs["decode/0"])
+    assert {"prefill", "attention"} <= scopes(programs["prefill/16/0"])
 
 
 async def test_requests_that_come_later_change_nothing(both):
