@@ -48,15 +48,17 @@ class Case:
     extra: tuple[str, ...] = ()
 
     def flags(self) -> list[str]:
-        """Score matrices are split over as many chips as there are heads; the rest of
-        the mesh splits weights and rows."""
+        """Heads and widths are split over as many chips as there are heads; the rest of
+        the mesh splits rows, and in mode "full" weights too: adapters leave one base,
+        which fits whole beside each part of the rows."""
         tensor = min(HEADS, self.chips)
         rows = self.chips // tensor
         dtype = "bfloat16" if self.mode == "lora" else "float32"
+        rest = f"{rows},1" if self.mode == "lora" else f"1,{rows}"
         return [
             "--config=configs/mathchat.py:qwen3-4b",
             f"--topology={self.topology}",
-            f"--mesh=1,1,{rows},{tensor}",
+            f"--mesh=1,{rest},{tensor}",
             f"--config.mode={self.mode}",
             f"--config.param_dtype={dtype}",
             f"--config.packing.rows={rows}",

@@ -96,9 +96,9 @@ def _explained(error: BaseException) -> str | None:
     if several_hosts():
         import jax
 
-        from mappa_jax.parallel.hosts import lost
+        from mappa_jax.parallel.hosts import is_lost, lost
 
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(error, jax.errors.JaxRuntimeError) and is_lost(error):
             return str(lost(error))
     return None
 
@@ -107,6 +107,16 @@ def several_hosts() -> bool:
     """Whether this process has joined others."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
+
+
+def push_or_say(workdir: Any) -> None:
+    """Sends a workdir's files to where it is kept, while another error ends the run."""
+    from mappa_jax.remote import RemoteError
+
+    try:
+        workdir.push()
+    except RemoteError as e:
+        print(f"error: {e}\nthe files are in {workdir.local}", file=sys.stderr)
 
 
 def leave(error: BaseException) -> NoReturn:
@@ -395,6 +405,8 @@ def parse_steps(flag: str, text: str) -> range:
     first, _, last = text.partition(":")
     if not (first.isdecimal() and (last.isdecimal() or not last)):
         raise ConfigError(f"--{flag}={text}: expected first:last, for example 1:20")
+    if int(last or first) < int(first):
+        raise ConfigError(f"--{flag}={text}: the last comes before the first")
     return range(int(first), int(last or first) + 1)
 
 

@@ -57,12 +57,14 @@ def main(argv: list[str]) -> None:
         config = changed(config, {"sampler.slots": _SLOTS.value})
     hosts = join_hosts()
     with ConsoleProgress(config.steps, quiet=hosts.index > 0) as progress:
-        rows = common.run_until_interrupted(
-            _evaluate_all(config, workdir, cache, progress, _WHO.value, hosts),
-            stopped="the evaluation under way is lost; those before it are written",
-            hosts=hosts,
-        )
-    workdir.push()
+        try:
+            rows = common.run_until_interrupted(
+                _evaluate_all(config, workdir, cache, progress, _WHO.value, hosts),
+                stopped="the evaluation under way is lost; those before it are written",
+                hosts=hosts,
+            )
+        finally:
+            workdir.push()
     print_evaluations(progress.console, rows)
 
 
@@ -98,6 +100,7 @@ async def _evaluate_all(
         rows[name] = await _evaluate_one(
             *(name, chosen, workdir, cache, progress, given, hosts)
         )
+        workdir.push()
     return rows
 
 

@@ -184,14 +184,19 @@ def _search(config, shapes, chips: int, plan_of: Callable) -> int:
         return DOES_NOT_FIT
     best = found[0]
     whole = report.to_json(best.plan)
-    _write(whole | {"search": [one.to_json() for one in found]})
+    told = [one.to_json() for one in found]
+    _write(whole | {"fits": best.usable, "search": told})
     for one in found:
-        verdict = "fits" if one.fits else "does not fit"
+        verdict = "fits" if one.usable else "does not fit"
+        if one.fits and not one.plan.whole:
+            verdict = "not tried to the end (see --compiles)"
         print(
             f"{verdict}, {one.seconds:.4g} s, {one.fill:.0%} of the memory: {one.flags}"
         )
     print("\n" + report.to_text(best.plan))
-    return 0 if best.fits else DOES_NOT_FIT
+    if not best.usable:
+        print("no whole plan that fits was found; what stands above is the nearest")
+    return 0 if best.usable else DOES_NOT_FIT
 
 
 def _write(content: dict[str, Any]) -> None:

@@ -48,12 +48,14 @@ def main(argv: list[str]) -> None:
     config = common.read_config(workdir)
     config = dataclasses.replace(config, judge=_settings(config))
     trajectories = common.read_training(workdir, _STEPS.value)
-    found = common.run_until_interrupted(
-        _rejudge(config, workdir, trajectories),
-        stopped="verdicts so far are on record; the same command goes on from there",
-    )
-    _print(trajectories, found, workdir)
-    where.push()
+    try:
+        found = common.run_until_interrupted(
+            _rejudge(config, workdir, trajectories),
+            stopped="verdicts so far are on record; the same command goes on",
+        )
+        _print(trajectories, found, workdir)
+    finally:
+        where.push()
 
 
 def _settings(config: Any) -> Any:

@@ -100,6 +100,7 @@ async def _train(
             except Exception as e:
                 if together(hosts, e):
                     raise
+                common.push_or_say(where)  # judge calls that are paid for
                 common.leave(e)  # to close what is open would take the other hosts
             return False
     finally:

@@ -202,7 +202,7 @@ def make_scorer(model: str, cache: Path, config: JudgeConfig) -> Scorer:
     """
     folder = registry.resolve(model, cache)
     cfg, tokenizer = hf.read_config(folder), Tokenizer(folder)
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = hf.param_shapes(cfg, jnp.float32)
     placed = jax.tree.map(lambda _: where, shapes)
     params = hf.load_params(folder, cfg, placed, jnp.float32)

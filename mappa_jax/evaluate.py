@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mappa_jax import records
 from mappa_jax.config import Config, EvalConfig
 from mappa_jax.rollout import Stage, rollout
@@ -128,7 +130,15 @@ def single_agent(config: Config) -> Config:
     # One agent cannot be divided over the mesh: what agents had, its rows get.
     mesh = config.mesh
     data = mesh.data if -1 in (mesh.agent, mesh.data) else mesh.data * mesh.agent
+    slices = mesh.agent
+    if slices == -1:
+        slices = jax.device_count() // (mesh.data * mesh.fsdp * mesh.tensor)
     mesh = dataclasses.replace(mesh, agent=1, data=-1 if mesh.agent == -1 else data)
+    sampler = dataclasses.replace(
+        sampler,
+        slots=sampler.slots * slices,
+        widths=tuple(width * slices for width in sampler.widths),
+    )
     return dataclasses.replace(
         config,
         mesh=mesh,

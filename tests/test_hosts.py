@@ -6,6 +6,7 @@ import pytest
 
 from mappa_jax.hosts import HostLost, OneHost, Stopped, finish, share
 from mappa_jax.judges.base import BudgetReached
+from mappa_jax.parallel.hosts import is_lost
 from mappa_jax.train import together
 
 
@@ -89,6 +90,21 @@ async def test_hosts_that_differ_do_not_start(launch_path, tmp_path):
 )
 def test_hosts_save_together_only_where_all_end_alike(error, count, want):
     assert together(Of(0, count), error) == want
+
+
+@pytest.mark.parametrize(
+    ("said", "want"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 4096 bytes.", False),
+        ("INTERNAL: the address 0x10 is not aligned", False),
+        ("UNAVAILABLE: the coordination service cannot be reached", True),
+        ("UNKNOWN: Gloo all-gather failed: Connection closed by peer", True),
+        ("DEADLINE_EXCEEDED: collective timed out", True),
+    ],
+)
+def test_only_what_says_so_is_the_loss_of_another_host(said, want):
+    """A host's own lack of memory is not."""
+    assert is_lost(RuntimeError(said)) == want
 
 
 class Meeting:

@@ -193,3 +193,22 @@ def test_problems_are_read_from_storage(bucket, tmp_path):
     (gone,) = parse_sources(f"jsonl:{where}/gone.jsonl")
     with pytest.raises(DataError, match="gone.jsonl: cannot be read"):
         load_tasks(gone, "train", config)
+
+
+def test_where_another_error_ends_the_run_files_are_sent_or_their_place_is_said(
+    bucket, tmp_path, launch_path, monkeypatch, capsys
+):
+    import common
+
+    workdir = opened(bucket, tmp_path)
+    write(workdir, "judge_ledger.host1.jsonl", "paid\n")
+    common.push_or_say(workdir)
+    assert stored(bucket) == {"judge_ledger.host1.jsonl": b"paid\n"}
+
+    def refuse(self):
+        raise RemoteError("no bucket")
+
+    monkeypatch.setattr(Workdir, "push", refuse)
+    common.push_or_say(workdir)
+    said = capsys.readouterr().err
+    assert "no bucket" in said and str(workdir.local) in said

@@ -268,6 +268,8 @@ def attend_cache(
         scores *= scale
         gap = positions_N[:, None] - (j * block + jnp.arange(block))
         seen = (gap >= 0) & (gap < window)
+        # What a slot's last row left there may be no number, and 0 * NaN is none.
+        v = jnp.where(seen[:, None, :, None], v, 0)
         scores = jnp.where(seen[:, None, None], scores, MASKED)
         new_top = jnp.maximum(top, scores.max(-1))
         weights = jnp.where(

@@ -255,11 +255,21 @@ class Block(nn.Module):
         return (place(x, *apart), cache), kept
 
 
+def cache_cast(x: jax.Array, dtype: Any) -> jax.Array:
+    """Keys or values as the cache holds them. A float8 has no infinity, and what is too
+    large for it would become NaN: the largest it has stands for that."""
+    if jnp.finfo(dtype).bits == 8:
+        most = float(jnp.finfo(dtype).max)
+        x = jnp.clip(x, -most, most)
+    return x.astype(dtype)
+
+
 def _write(cache: Cache, layer, k_NxKxH, v_NxKxH, positions_N) -> Cache:
     rows = jnp.arange(k_NxKxH.shape[0])
 
     def put(table, new):
-        return table.at[layer, rows, :, positions_N].set(new.astype(table.dtype))
+        new = cache_cast(new, table.dtype)
+        return table.at[layer, rows, :, positions_N].set(new)
 
     return Cache(put(cache.k, k_NxKxH), put(cache.v, v_NxKxH))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,18 @@ class JaxHosts:
             where = [i for i, told in enumerate(stopping) if told]
             raise Stopped(f"host {where[0]} was told to stop")
         return values
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error of the runtime says that another process cannot be reached; it
+    may as well be this host's own, such as a lack of memory."""
+    return re.search(_LOST, str(error), re.IGNORECASE) is not None
+
+
+_LOST = (
+    "unavailable|aborted|cancelled|deadline|gloo|connection|socket|peer|heartbeat"
+    "|coordination|barrier"
+)
 
 
 def lost(error: Exception) -> HostLost:

@@ -96,7 +96,14 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Whether every program that was compiled does."""
         return all(p.complete and p.total <= self.usable for p in self.phases)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all parts of an iteration were compiled."""
+        kinds = {p.name.partition("/")[0] for p in self.phases}
+        return kinds >= {"prefill", "decode", "credit", "update"}
 
 
 def make_plan(

@@ -25,6 +25,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     slice_ = plan.fabric.slice
     return {
         "fits": plan.fits,
+        "whole": plan.whole,
         "topology": slice_.name if slice_ else f"{chip.name}:{plan.chips}",
         "accelerator_type": slice_.accelerator_type if slice_ else "",
         "chips": plan.chips,
@@ -277,6 +278,8 @@ def _forecast_text(plan: Plan) -> str:
 
 
 def _verdict(plan: Plan) -> str:
+    if plan.fits and not plan.whole:
+        return "what was compiled fits; the other programs were not tried"
     if plan.fits:
         return "FITS"
     lines = ["DOES NOT FIT. To try (values are estimates; plan again with them):"]

@@ -42,6 +42,11 @@ class Found:
         return self.plan.fits
 
     @property
+    def usable(self) -> bool:
+        """Whether all of it was tried, and fits."""
+        return self.plan.fits and self.plan.whole
+
+    @property
     def seconds(self) -> float:
         """Of an iteration at the roofline, of what was compiled."""
         return sum(phase.seconds for phase in self.plan.phases)
@@ -60,7 +65,8 @@ class Found:
         return {
             "changes": dict(self.changes),
             "flags": self.flags,
-            "fits": self.fits,
+            "fits": self.usable,
+            "whole": self.plan.whole,
             "seconds_per_iteration": self.seconds,
             "fullest_phase": self.fill,
             "parallel_efficiency": efficiency_of(self.plan),
@@ -119,8 +125,9 @@ def search(
       note: told of each try.
 
     Returns:
-      Whole plans of what fits, sorted by the seconds of an iteration; if nothing
-      fits, what was tried, sorted by how much it exceeds the memory.
+      Whole plans of what fits, sorted by the seconds of an iteration; if there is
+      none, what was tried, sorted by how full the memory is. That may be a part of a
+      plan that fits by itself (`Found.usable` is then False).
     """
     left = compiles
     tried: list[Found] = []  # in part

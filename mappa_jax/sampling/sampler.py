@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mappa_jax.models.decoder import Cache
+from mappa_jax.models.decoder import Cache, cache_cast
 
 NEVER = -1e30
 
@@ -125,7 +125,7 @@ def prefill(
     _, kept = model(tokens_PxT, positions, ends, keep_kv=True)
 
     def put(table, part):
-        part = part.astype(table.dtype)
+        part = cache_cast(part, table.dtype)
         return table.at[:, slot_P, :, :t].set(part, mode="drop")
 
     def put_rows(table, part):
@@ -155,16 +155,13 @@ def clone(
       request: what each asks for, leading axis P.
     """
 
-    def put(table, part):
-        return table.at[:, slot_P].set(part, mode="drop")
-
     def put_rows(table, part):
         return table.at[slot_P].set(part, mode="drop")
 
     def own(table):
         return put_rows(table, table[source_P])
 
-    cache = jax.tree.map(lambda table: put(table, table[:, source_P]), slots.cache)
+    cache = _copied(slots.cache, source_P, slot_P)
     return Slots(
         cache=cache,
         token=own(slots.token),
@@ -184,16 +181,31 @@ def move(slots: Slots, source_P: jax.Array, slot_P: jax.Array) -> Slots:
       slot_P: where it goes; B or more drops a padding row.
     """
 
-    def put(table):
-        return table.at[:, slot_P].set(table[:, source_P], mode="drop")
-
     def put_rows(table):
         return table.at[slot_P].set(table[source_P], mode="drop")
 
-    cache = jax.tree.map(put, slots.cache)
+    cache = _copied(slots.cache, source_P, slot_P)
     rows = jax.tree.map(put_rows, slots._replace(cache=None))
     done = rows.done.at[source_P].set(True, mode="drop")
     return rows._replace(cache=cache, done=done)
+
+
+def _copied(cache: Cache, source_P: jax.Array, slot_P: jax.Array) -> Cache:
+    """Rows of the cache in further slots, one after the other: what is held beside the
+    cache is one row. A slot of B or more takes none."""
+    last = cache.k.shape[1] - 1
+
+    def body(p, cache):
+        source = jnp.minimum(source_P[p], last)
+        slot = jnp.where(slot_P[p] > last, source, slot_P[p])  # itself: no change
+
+        def put(table):
+            row = jax.lax.dynamic_slice_in_dim(table, source, 1, 1)
+            return jax.lax.dynamic_update_slice_in_dim(table, row, slot, 1)
+
+        return jax.tree.map(put, cache)
+
+    return jax.lax.fori_loop(0, source_P.shape[0], body, cache)
 
 
 # [B.., 1] tokens and their positions, the cache, how many blocks of it -> scores

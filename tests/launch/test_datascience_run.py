@@ -6,7 +6,13 @@ import json
 import pytest
 from rich.console import Console
 
-from mappa_jax.config import AgentConfig, Config, MeshConfig, WorkflowConfig
+from mappa_jax.config import (
+    AgentConfig,
+    Config,
+    MeshConfig,
+    SamplerConfig,
+    WorkflowConfig,
+)
 from mappa_jax.evaluate import single_agent
 from mappa_jax.records import evaluation_path, read_trajectories
 
@@ -139,5 +145,18 @@ def test_a_single_agent_is_not_divided_over_the_mesh():
     )
     for sizes, want in (((3, 2), (1, 6)), ((3, -1), (1, -1)), ((-1, 2), (1, -1))):
         divided = dataclasses.replace(config, mesh=MeshConfig(*sizes))
-        mesh = single_agent(divided).mesh
-        assert (mesh.agent, mesh.data) == want
+        alone = single_agent(divided)
+        assert (alone.mesh.agent, alone.mesh.data) == want
+
+
+def test_a_single_agent_has_the_slots_of_all_slices_of_the_mesh():
+    """Else they may not divide over the devices that its rows get."""
+    config = Config(
+        agents=dict.fromkeys(AGENTS, AgentConfig()),
+        workflow=WorkflowConfig("datascience"),
+        sampler=SamplerConfig(slots=4, widths=(2,)),
+    )
+    for agent in (2, -1):  # of eight devices, the other axes have four
+        divided = dataclasses.replace(config, mesh=MeshConfig(agent, 2, 2, 1))
+        sampler = single_agent(divided).sampler
+        assert (sampler.slots, sampler.widths) == (8, (4,))

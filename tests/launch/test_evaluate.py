@@ -2,10 +2,14 @@
 
 import json
 import shutil
+import uuid
 
+import fsspec
 import numpy as np
 import pytest
+from absl import flags
 
+from mappa_jax.config import ConfigError
 from mappa_jax.records import evaluation_path, read_trajectories
 
 STEPS = {"trained": 1, "untrained": 0, "single": 0}
@@ -90,3 +94,33 @@ def test_the_numbers_are_kept_and_shown(evaluated, tried):
         assert f"{found['avg']:.2f} [{found['avg_low']:.2f}" in row
         assert f"{found['pass']:.2f} [{found['pass_low']:.2f}" in row
     assert "held-out problems of chain_sum" in said
+
+
+def test_what_was_evaluated_is_kept_where_the_run_is(
+    launch_path, cache, trained, monkeypatch, tmp_path
+):
+    """Of a run in object storage, although the second evaluation fails."""
+    known = set(flags.FLAGS)
+    import evaluate
+
+    added = set(flags.FLAGS) - known
+    store, where = fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}/run"
+    store.put(f"{trained}/", where, recursive=True)
+    flags.FLAGS(["evaluate.py", f"--workdir=memory:/{where}", f"--cache_dir={cache}"])
+    done = []
+
+    async def one(name, config, workdir, *rest):
+        if done:
+            raise ConfigError("no more")
+        done.append(name)
+        (workdir.local / "evaluations.jsonl").write_text("{}\n")
+        return {}
+
+    monkeypatch.setattr(evaluate, "_evaluate_one", one)
+    try:
+        with pytest.raises(ConfigError, match="no more"):
+            evaluate.main(["evaluate.py"])
+    finally:
+        for name in added:
+            delattr(flags.FLAGS, name)
+    assert store.cat_file(f"{where}/evaluations.jsonl") == b"{}\n"

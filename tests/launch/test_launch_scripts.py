@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shlex
 import shutil
 import stat
@@ -18,8 +19,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+
+from mappa_jax.config import changed, resolve
+from mappa_jax.models.published import architecture
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
@@ -796,3 +801,39 @@ def test_every_documented_line_is_taken_by_its_script(dry):
         script, *arguments = shlex.split(line, comments=True)
         output = dry(script.removeprefix("launch/"), *arguments)
         assert [f for words in cloud(output) for f in faults(words)] == [], line
+
+
+def get_config(path: str):
+    """What --config= reads: a file, and its argument after a colon."""
+    file, _, argument = path.partition(":")
+    return runpy.run_path(str(ROOT / file))["get_config"](argument)
+
+
+def number(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+CHIPS = {"tpu_vm.sh": 16, "gke/submit.sh": 32, "gke/xpk.sh": 32, "slurm.sh": 16}
+
+
+def test_the_documented_runs_fit_their_devices():
+    """Every mesh has as many devices as are asked for, and rows divide it."""
+    lines = [line for line in documented_lines() if "launch/train.py" in line]
+    assert len(lines) == 5
+    for line in lines:
+        words = shlex.split(line)
+        (path,) = (w.partition("=")[2] for w in words if w.startswith("--config="))
+        changes = [
+            word.removeprefix("--config.").split("=")
+            for word in words
+            if word.startswith("--config.") and ".judge." not in word
+        ]
+        config = changed(resolve(get_config(path)), {k: number(v) for k, v in changes})
+        mesh = config.mesh
+        sizes = (mesh.agent, mesh.data, mesh.fsdp, mesh.tensor)
+        chips = CHIPS[words[0].removeprefix("launch/")]
+        assert np.prod(sizes) == chips, line
+        ways = mesh.data * mesh.fsdp
+        assert config.packing.rows % ways == config.sampler.slots % ways == 0, line
+        for agent in config.agents.values():
+            assert architecture(agent.model).n_kv_heads % mesh.tensor == 0, line

@@ -27,6 +27,7 @@ def test_iterations_are_traced(launch, train_arguments, tmp_path):
     [
         ("last", "--profile_steps=last: expected first:last"),
         ("2:3", "--profile_steps=2:3: config.steps=1"),
+        ("5:3", "--profile_steps=5:3: the last comes before the first"),
     ],
 )
 def test_steps_that_are_none_are_refused(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mappa_jax.models import attention
+from mappa_jax.models.decoder import cache_cast
 
 N, K, G, H = 2, 2, 3, 4
 WHOLE = 10**6
@@ -136,3 +137,28 @@ def test_no_array_of_a_rows_square_exists(remat):
     sizes = re.findall(r"[a-z]+\d*\[([\d,]+)\]", compiled.as_text())
     most = max(math.prod(map(int, size.split(","))) for size in sizes)
     assert most < length * length / 16
+
+
+def test_what_a_slot_held_before_reaches_nobody():
+    """Numbers that are none, behind a row's position, in keys and values."""
+    rng = np.random.default_rng(0)
+    shape = (1, 2, 2, 16, 4)  # L, N, K, S, H
+    k, v = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+    q = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
+
+    def attended(k, v):
+        where = (np.int32(0), np.array([5, 9], np.int32), np.int32(99), np.int32(2))
+        return np.asarray(attention.attend_cache(q, k, v, *where, block=8, scale=0.5))
+
+    want = attended(k, v)
+    for row, first in ((0, 6), (1, 10)):
+        k[0, row, :, first:] = v[0, row, :, first:] = np.nan
+    np.testing.assert_array_equal(attended(k, v), want)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16"])
+def test_what_is_too_large_for_the_cache_is_its_largest(dtype):
+    large = np.asarray([1e9, -1e9, 0.5], np.float32)
+    got = np.asarray(cache_cast(jnp.asarray(large), jnp.dtype(dtype)), np.float32)
+    assert np.isfinite(got).all()
+    assert got[0] == -got[1] >= 448 and got[2] == 0.5

@@ -101,7 +101,7 @@ def test_the_quickest_that_fits_comes_first(plan, config, shapes):
 
     fake = Fake(plan, need, lambda c: 1.0 / c.mesh.fsdp)
     found = search(config, shapes, 4, fake, compiles=100)
-    assert all(f.fits for f in found)
+    assert all(f.usable for f in found)
     assert found[0].changes["mesh.tensor"] == 2
     assert found[0].changes["mesh.fsdp"] == 2
     assert [f.seconds for f in found] == sorted(f.seconds for f in found)
@@ -159,10 +159,20 @@ def test_if_nothing_fits_the_nearest_comes_first(plan, config, shapes):
     assert found[0].fill == pytest.approx(2.0)
 
 
+def test_an_update_that_fits_is_no_plan_that_fits(plan, config, shapes):
+    """The sampler never does."""
+    fake = Fake(plan, lambda c, p: 500 if p.name == "update" else 2000, lambda c: 1.0)
+    found = search(config, shapes, 4, fake, compiles=100)
+    assert found and not any(f.usable for f in found)
+    assert not any(f.to_json()["fits"] for f in found)
+
+
 def test_no_more_is_compiled_than_allowed(plan, config, shapes):
+    """And what was not tried to the end is not offered as a plan."""
     fake = Fake(plan, lambda c, p: 500, lambda c: 1.0)
-    search(config, shapes, 4, fake, compiles=3)
+    found = search(config, shapes, 4, fake, compiles=3)
     assert len(fake.asked) == 3
+    assert found and not any(f.usable for f in found)
 
 
 def test_what_the_config_refuses_is_said_and_passed_over(plan, config, shapes):
