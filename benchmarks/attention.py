@@ -10,7 +10,6 @@ median of the pairs'. Scratch is what the compiler reserves.
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import common  # noqa: E402
 common.prepare_environment()
 
 from absl import flags  # noqa: E402
-from pairs import alternate  # noqa: E402
+from pairs import compare, tell  # noqa: E402
 
 _LENGTHS = flags.DEFINE_list("lengths", ["512", "1024", "2048"], "Tokens of a row.")
 _PAIRS = flags.DEFINE_integer("pairs", 7, "Times that the two are compared.")
@@ -59,41 +58,17 @@ def measure(length: int, pairs: int) -> dict[str, Any]:
 
     ways = {"whole": length, "blocks": attention.row_block(length)}
     run = {n: step.lower(*arrays, block=b).compile() for n, b in ways.items()}
-    first = {name: program(*arrays) for name, program in run.items()}
-    for a, b in zip(*first.values(), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
-    found = alternate(
-        {
-            name: lambda program=program: jax.block_until_ready(program(*arrays))
-            for name, program in run.items()
-        },
-        pairs,
-    )
-    return {
-        "tokens": length,
-        "block": ways["blocks"],
-        "seconds": found.seconds,
-        "times_as_fast": found.times_as_fast,
-        "scratch_mib": {
-            name: program.memory_analysis().temp_size_in_bytes / 2**20
-            for name, program in run.items()
-        },
-    }
+    about = {"tokens": length, "block": ways["blocks"]}
+    return about | compare(run, arrays, pairs)
 
 
 def main(argv: list[str]) -> None:
     common.begin(argv)
-    rows = [measure(int(length), _PAIRS.value) for length in _LENGTHS.value]
-    for row in rows:
-        whole, blocks = row["seconds"].values(), row["scratch_mib"].values()
-        print(
-            f"{row['tokens']:6} tokens: {row['times_as_fast']:.2f} times as fast "
-            f"({', '.join(f'{1e3 * s:.0f} ms' for s in whole)}), scratch "
-            f"{', '.join(f'{m:.0f} MiB' for m in blocks)}"
-        )
-    if _JSON.value:
-        Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
-        Path(_JSON.value).write_text(json.dumps(rows, indent=1) + "\n")
+    rows = {
+        f"{length:>6} tokens": measure(int(length), _PAIRS.value)
+        for length in _LENGTHS.value
+    }
+    tell(rows, _JSON.value)
 
 
 if __name__ == "__main__":

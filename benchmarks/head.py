@@ -11,8 +11,6 @@ reserves.
 
 from __future__ import annotations
 
-import functools
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ import common  # noqa: E402
 common.prepare_environment()
 
 from absl import flags  # noqa: E402
-from pairs import alternate  # noqa: E402
+from pairs import compare, tell  # noqa: E402
 
 _SHARES = flags.DEFINE_list("shares", ["1", "0.5"], "Of the places, trained on.")
 _FROZEN = flags.DEFINE_bool("frozen", False, "The projection is not trained (LoRA).")
@@ -71,41 +69,19 @@ def measure(share: float, frozen: bool, pairs: int) -> dict[str, Any]:
         return jax.jit(step).lower(w, h).compile()
 
     run = {"autodiff": program(autodiff), "fused": program(fused)}
-    arrays = jax.device_put((w, h))
-    first = {name: one(*arrays) for name, one in run.items()}
-    for a, b in zip(*first.values(), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
-    ways = {
-        name: functools.partial(lambda one: jax.block_until_ready(one(*arrays)), one)
-        for name, one in run.items()
-    }
-    found = alternate(ways, pairs)
-    return {
-        "share": share,
-        "frozen": frozen,
-        "seconds": found.seconds,
-        "times_as_fast": found.times_as_fast,
-        "scratch_mib": {
-            name: one.memory_analysis().temp_size_in_bytes / 2**20
-            for name, one in run.items()
-        },
-    }
+    about = {"share": share, "frozen": frozen}
+    return about | compare(run, jax.device_put((w, h)), pairs)
 
 
 def main(argv: list[str]) -> None:
     common.begin(argv)
-    shares = [float(share) for share in _SHARES.value]
-    rows = [measure(share, _FROZEN.value, _PAIRS.value) for share in shares]
-    for row in rows:
-        print(
-            f"{row['share']:.0%} trained on: {row['times_as_fast']:.2f} times as fast "
-            f"({', '.join(f'{1e3 * s:.0f} ms' for s in row['seconds'].values())}), "
-            "scratch "
-            f"{', '.join(f'{m:.0f} MiB' for m in row['scratch_mib'].values())}"
+    rows = {
+        f"{float(share):.0%} trained on": measure(
+            float(share), _FROZEN.value, _PAIRS.value
         )
-    if _JSON.value:
-        Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
-        Path(_JSON.value).write_text(json.dumps(rows, indent=1) + "\n")
+        for share in _SHARES.value
+    }
+    tell(rows, _JSON.value)
 
 
 if __name__ == "__main__":

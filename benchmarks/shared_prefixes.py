@@ -8,10 +8,9 @@ Alternates the two; seconds are medians, the ratio is the median of the pairs'.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import common  # noqa: E402
 common.prepare_environment()
 
 from absl import flags  # noqa: E402
+from pairs import alternate  # noqa: E402
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run.")
 _STEP = flags.DEFINE_integer("step", 1, "The iteration whose batch is taken.")
@@ -61,16 +61,17 @@ def measure(workdir: Path, step: int, pairs: int) -> dict[str, Any]:
             rng=np.random.default_rng(0),
         )
 
-    packed = {share: pack(share) for share in (True, False)}
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(pairs):
-        for share, rows in packed.items():
-            start = time.perf_counter()
-            filled = learner.assign_credit(state, frozen, rows)
-            state, _ = learner.update(state, frozen, filled)
-            seconds[share].append(time.perf_counter() - start)
+    packed = {"apart": pack(False), "shared": pack(True)}
+
+    def learn(rows: batches.Packed) -> None:
+        nonlocal state
+        filled = learner.assign_credit(state, frozen, rows)
+        state, _ = learner.update(state, frozen, filled)
+
+    ways = {name: functools.partial(learn, rows) for name, rows in packed.items()}
+    found = alternate(ways, pairs)
     tokens = {
-        share: int(
+        name: int(
             sum(
                 (part.batch.ends > 0).sum()
                 for step in rows.minibatches
@@ -78,16 +79,12 @@ def measure(workdir: Path, step: int, pairs: int) -> dict[str, Any]:
                 if part is not None
             )
         )
-        for share, rows in packed.items()
+        for name, rows in packed.items()
     }
-    ratios = [b / a for a, b in zip(seconds[True], seconds[False], strict=True)]
     return {
-        "tokens": {"shared": tokens[True], "apart": tokens[False]},
-        "seconds": {
-            "shared": round(statistics.median(seconds[True]), 1),
-            "apart": round(statistics.median(seconds[False]), 1),
-        },
-        "ratio": round(statistics.median(ratios), 2),
+        "tokens": tokens,
+        "seconds": {name: round(s, 1) for name, s in found.seconds.items()},
+        "ratio": round(found.times_as_fast, 2),
     }
 
 

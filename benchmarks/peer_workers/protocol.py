@@ -87,6 +87,19 @@ def padded(
     return prompts, completions
 
 
+def agents_in_turn(
+    work: Work, one: Callable[[], tuple[list[int], dict[str, Any]]]
+) -> dict[str, Any]:
+    """The facts of an iteration from what does one agent's part of it, which gives the
+    lengths of its rows and the facts of its update."""
+    found = [one() for _ in range(work.agents)]
+    return {
+        "lengths": [lengths for lengths, _ in found],
+        "tokens": sum(facts["tokens"] for _, facts in found),
+        "grad_norm": found[-1][1]["grad_norm"],
+    }
+
+
 def serve(prepare: Callable[[Work, str], Run]) -> None:
     """Answers the driver until its end of the pipe is closed.
 

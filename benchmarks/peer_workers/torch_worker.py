@@ -136,22 +136,17 @@ def prepare(work: protocol.Work, part: str) -> protocol.Run:
     if part == "update":
         return lambda: side.update(work.pairs(), work.advantages)
 
-    def iteration() -> dict[str, Any]:
-        lengths, tokens = [], 0
-        for _ in range(work.agents):
-            found, rows = side.sample()
-            lengths.append(found)
-            start = work.prompts.shape[1]
-            rows = rows.cpu().numpy().astype(np.int32)
-            pairs = [
-                (r[:start], r[start : start + n])
-                for r, n in zip(rows, found, strict=True)
-            ]
-            last = side.update(pairs, work.advantages[: len(pairs)])
-            tokens += last["tokens"]
-        return {"lengths": lengths, "tokens": tokens, "grad_norm": last["grad_norm"]}
+    def agent() -> tuple[list[int], dict[str, Any]]:
+        lengths, rows = side.sample()
+        start = work.prompts.shape[1]
+        rows = rows.cpu().numpy().astype(np.int32)
+        pairs = [
+            (r[:start], r[start : start + n])
+            for r, n in zip(rows, lengths, strict=True)
+        ]
+        return lengths, side.update(pairs, work.advantages[: len(pairs)])
 
-    return iteration
+    return lambda: protocol.agents_in_turn(work, agent)
 
 
 if __name__ == "__main__":

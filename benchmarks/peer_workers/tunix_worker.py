@@ -224,18 +224,14 @@ def prepare(work: protocol.Work, part: str) -> protocol.Run:
     side.make_trainer(len(work.prompts))
     side.make_sampler()
 
-    def iteration() -> dict[str, Any]:
-        lengths, tokens = [], 0
-        for _ in range(work.agents):
-            side.take_weights()
-            new = side.sample()
-            lengths.append([len(row) for row in new])
-            pairs = list(zip(work.prompts, new, strict=True))
-            last = side.update(pairs, work.advantages[: len(pairs)])
-            tokens += last["tokens"]
-        return {"lengths": lengths, "tokens": tokens, "grad_norm": last["grad_norm"]}
+    def agent() -> tuple[list[int], dict[str, Any]]:
+        side.take_weights()
+        new = side.sample()
+        pairs = list(zip(work.prompts, new, strict=True))
+        facts = side.update(pairs, work.advantages[: len(pairs)])
+        return [len(row) for row in new], facts
 
-    return iteration
+    return lambda: protocol.agents_in_turn(work, agent)
 
 
 if __name__ == "__main__":

@@ -84,10 +84,9 @@ def head_blocks(policy: Policy, mask: jax.Array) -> jax.Array:
     Returns:
       [M] int32.
     """
-    w, m, _, c = mask.shape
+    w, m, *_ = mask.shape
     tokens = (mask > 0).reshape(w, m, policy.layout.ways, -1).sum(-1)
-    width = min(HEAD_BLOCK, mask[0, 0].size // policy.layout.ways)
-    return -(-tokens.max((0, 2)) // width)
+    return -(-tokens.max((0, 2)) // HEAD_BLOCK)
 
 
 def surrogate(

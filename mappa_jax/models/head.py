@@ -85,8 +85,8 @@ def token_scores(
       Scores, differentiable by w_VxD and h_MxD.
     """
     m = token_M.shape[0]
-    size = min(head.block, m)
-    short = -m % size
+    head = dataclasses.replace(head, block=min(head.block, m))
+    short = -m % head.block
 
     def padded(x, value):
         width = ((0, short),) + ((0, 0),) * (x.ndim - 1)
@@ -95,7 +95,7 @@ def token_scores(
     found = _token_scores(
         head,
         *(w_VxD, padded(h_MxD, 0), padded(token_M, 0), padded(temperature_M, 1)),
-        jnp.minimum(blocks, (m + short) // size),
+        jnp.minimum(blocks, (m + short) // head.block),
     )
     return jax.tree.map(lambda x: x[:m], found)
 
@@ -107,13 +107,12 @@ def _token_scores(head: Head, w, h, token, temperature, blocks) -> Scores:
 
 def _block(head: Head, arrays, i):
     """Block i of arrays [M, ...]."""
-    size = min(head.block, arrays[0].shape[0])
-    return [jax.lax.dynamic_slice_in_dim(x, i * size, size) for x in arrays]
+    start = i * head.block
+    return [jax.lax.dynamic_slice_in_dim(x, start, head.block) for x in arrays]
 
 
 def _put(head: Head, whole, part, i):
-    size = min(head.block, whole.shape[0])
-    return jax.lax.dynamic_update_slice_in_dim(whole, part, i * size, 0)
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, i * head.block, 0)
 
 
 def _forward(head, w, h, token, temperature, blocks):

@@ -62,12 +62,16 @@ class Phase:
         return sum(self.hbm.values())
 
     @property
+    def kind(self) -> str:
+        """Its name without lengths and groups: "prefill" of "prefill/512"."""
+        return workload.parts(self.name)[0]
+
+    @property
     def stage(self) -> str:
         """Which part of an iteration it belongs to: rollout, credit or update."""
-        kind = self.name.partition("/")[0]
-        if kind in ROLLOUT:
+        if self.kind in ROLLOUT:
             return "rollout"
-        return "update" if kind == "update" else "credit"
+        return "update" if self.kind == "update" else "credit"
 
     @property
     def seconds(self) -> float:
@@ -102,7 +106,7 @@ class Plan:
     @property
     def whole(self) -> bool:
         """Whether all parts of an iteration were compiled."""
-        kinds = {p.name.partition("/")[0] for p in self.phases}
+        kinds = {p.kind for p in self.phases}
         return kinds >= {"prefill", "decode", "credit", "update"}
 
 

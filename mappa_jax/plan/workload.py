@@ -162,11 +162,9 @@ def _fit(config: Config, load: Load, member: int) -> int:
 def head_blocks(config: Config, policy: Policy, load: Load) -> int:
     """Blocks of action tokens that the head goes through in a full micro-batch
     (`objective.head_blocks`)."""
-    packing = config.packing
-    rows = -(-packing.rows // policy.layout.ways)
+    rows = -(-config.packing.rows // policy.layout.ways)
     fullest = max(_fit(config, load, m) * load.new[m] for m in policy.members)
-    block = min(HEAD_BLOCK, rows * packing.row_action_tokens)
-    return -(-rows * fullest // block)
+    return -(-rows * fullest // HEAD_BLOCK)
 
 
 def parts(name: str) -> tuple[str, int, int]:

@@ -127,23 +127,19 @@ class Program:
     """The compiled functions of one group of agents, at their declared shapes.
 
     Raises:
-      ConfigError: sampler.slots does not divide the mesh.
+      ConfigError: sampler.slots or one of sampler.widths does not divide the mesh.
     """
 
     def __init__(
         self, policy: Policy, config: SamplerConfig, mesh: Mesh, stop_ids: int
     ):
         layout = policy.layout
-        if config.slots % layout.ways:
-            raise ConfigError(
-                f"config.sampler.slots={config.slots} does not divide the "
-                f"{layout.ways} devices of the mesh axes {layout.row_axes}; make it a "
-                "multiple"
-            )
-        for width in config.widths:
-            if width % layout.ways:
+        counts = [("slots=", config.slots)]
+        counts += [("widths: ", width) for width in config.widths]
+        for key, count in counts:
+            if count % layout.ways:
                 raise ConfigError(
-                    f"config.sampler.widths: {width} does not divide the {layout.ways} "
+                    f"config.sampler.{key}{count} does not divide the {layout.ways} "
                     f"devices of the mesh axes {layout.row_axes}; make it a multiple"
                 )
         self.policy = policy
@@ -362,9 +358,11 @@ class Program:
         """`slots` is donated; `batch`: sources, and what `blank_requests` shapes."""
         return self._run["clone"](slots, *self._placed(batch))
 
-    def move(self, slots: sampler.Slots, batch: tuple[Any, ...]) -> sampler.Slots:
-        """`slots` is donated; `batch`: from and to, as `blank_requests` shapes them."""
-        return self._run["move"](slots, *self._placed(batch))
+    def move(
+        self, slots: sampler.Slots, source: np.ndarray, slot: np.ndarray
+    ) -> sampler.Slots:
+        """`slots` is donated; from and to, as `blank_requests` shapes slots."""
+        return self._run["move"](slots, *self._placed((source, slot)))
 
     def decode(
         self,
@@ -679,7 +677,7 @@ class Engine:
                 pool.slots = pool.program.prefill(
                     self._weights[pool.group], pool.number, pool.slots, batch
                 )
-        for batch in _clones(pool, twins):
+        for batch in _copies(pool, twins):
             pool.slots = pool.program.clone(pool.slots, batch)
         jax.block_until_ready(pool.slots.token)
         self.stats.prompt_tokens += sum(len(pool.rows[s].prompt) for s in taken)
@@ -688,8 +686,8 @@ class Engine:
     def _advance(self, pool: _Pool) -> sampler.Chunk:
         start = time.perf_counter()
         width, moves = pool.narrow()
-        for batch in _moves(pool, moves):
-            pool.slots = pool.program.move(pool.slots, batch)
+        for source, slot, _ in _copies(pool, moves):
+            pool.slots = pool.program.move(pool.slots, source, slot)
         pool.slots, chunk = pool.program.decode(
             self._weights[pool.group],
             pool.number,
@@ -748,28 +746,17 @@ def _batches(pool: _Pool, slots: list[int], bucket: int) -> Iterator[tuple[Any, 
         yield batch
 
 
-def _clones(pool: _Pool, twins: list[tuple[int, int]]) -> Iterator[tuple[Any, ...]]:
-    """Copies of prompts, (from, to), each with as many rows of every cell as fit."""
-    source_of = {slot: source for source, slot in twins}
+def _copies(pool: _Pool, pairs: list[tuple[int, int]]) -> Iterator[tuple[Any, ...]]:
+    """Copies of rows, (from, to), each with as many of every cell as fit: sources,
+    slots, and what their rows ask for."""
+    source_of = {slot: source for source, slot in pairs}
     for mine in _by_cell(pool, [*source_of]):
         slot_P, request = pool.program.blank_requests()
-        source_P = np.zeros_like(slot_P)
+        source_P = slot_P.copy()
         for at, slot in mine:
             source_P[at] = pool.cell(source_of[slot])[2]
             _write_request(slot_P, request, at, pool, slot)
         yield source_P, slot_P, request
-
-
-def _moves(pool: _Pool, moves: list[tuple[int, int]]) -> Iterator[tuple[Any, ...]]:
-    """Moves of rows, (from, to), each with as many of every cell as fit."""
-    source_of = {slot: source for source, slot in moves}
-    for mine in _by_cell(pool, [*source_of]):
-        slot_P, _ = pool.program.blank_requests()
-        source_P = slot_P.copy()
-        for at, slot in mine:
-            source_P[at] = pool.cell(source_of[slot])[2]
-            slot_P[at] = pool.cell(slot)[2]
-        yield source_P, slot_P
 
 
 def _by_cell(

@@ -150,7 +150,7 @@ def clone(
 
     Args:
       slots: the state.
-      source_P: where each prompt lies.
+      source_P: where each prompt lies; anything for a padding row.
       slot_P: where it goes; B or more drops a padding row.
       request: what each asks for, leading axis P.
     """
@@ -158,18 +158,8 @@ def clone(
     def put_rows(table, part):
         return table.at[slot_P].set(part, mode="drop")
 
-    def own(table):
-        return put_rows(table, table[source_P])
-
-    cache = _copied(slots.cache, source_P, slot_P)
-    return Slots(
-        cache=cache,
-        token=own(slots.token),
-        position=own(slots.position),
-        count=own(slots.count),
-        done=put_rows(slots.done, jnp.zeros(slot_P.shape, bool)),
-        request=jax.tree.map(put_rows, slots.request, request),
-    )
+    copied = _copied(slots, source_P, slot_P)
+    return copied._replace(request=jax.tree.map(put_rows, slots.request, request))
 
 
 def move(slots: Slots, source_P: jax.Array, slot_P: jax.Array) -> Slots:
@@ -180,20 +170,17 @@ def move(slots: Slots, source_P: jax.Array, slot_P: jax.Array) -> Slots:
       source_P: where each row is; B or more for a padding row.
       slot_P: where it goes; B or more drops a padding row.
     """
+    copied = _copied(slots, source_P, slot_P)
+    return copied._replace(done=copied.done.at[source_P].set(True, mode="drop"))
+
+
+def _copied(slots: Slots, source_P: jax.Array, slot_P: jax.Array) -> Slots:
+    """Rows of some slots in further ones, the cache's one after the other: what is held
+    beside it is one row. A slot of B or more takes none."""
+    last = slots.cache.k.shape[1] - 1
 
     def put_rows(table):
         return table.at[slot_P].set(table[source_P], mode="drop")
-
-    cache = _copied(slots.cache, source_P, slot_P)
-    rows = jax.tree.map(put_rows, slots._replace(cache=None))
-    done = rows.done.at[source_P].set(True, mode="drop")
-    return rows._replace(cache=cache, done=done)
-
-
-def _copied(cache: Cache, source_P: jax.Array, slot_P: jax.Array) -> Cache:
-    """Rows of the cache in further slots, one after the other: what is held beside the
-    cache is one row. A slot of B or more takes none."""
-    last = cache.k.shape[1] - 1
 
     def body(p, cache):
         source = jnp.minimum(source_P[p], last)
@@ -205,7 +192,8 @@ def _copied(cache: Cache, source_P: jax.Array, slot_P: jax.Array) -> Cache:
 
         return jax.tree.map(put, cache)
 
-    return jax.lax.fori_loop(0, source_P.shape[0], body, cache)
+    cache = jax.lax.fori_loop(0, source_P.shape[0], body, slots.cache)
+    return jax.tree.map(put_rows, slots._replace(cache=None))._replace(cache=cache)
 
 
 # [B.., 1] tokens and their positions, the cache, how many blocks of it -> scores
