@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import resource
 import statistics
@@ -164,30 +165,34 @@ class Measured:
 def prefills(
     run: Any, weights: Any, ceiling: float, repeats: int
 ) -> Iterator[Measured]:
-    """Every prompt bucket of every group, all rows full."""
+    """Every bucket of every group, all rows full; what goes on from a cache stands at
+    its end."""
     import numpy as np
 
+    config = run.config.sampler
+    cases = [("prefill", b, 0) for b in config.prompt_buckets]
+    cases += [("extend", b, config.context - b) for b in config.extend_buckets]
     for g, program in enumerate(run.stage.engine._programs):
         cfg = program.policy.cfg
-        for bucket in run.config.sampler.prompt_buckets:
-            batch = program.blank_batch(bucket)
-            slot, tokens, length, request = batch
-            slot[...] = np.arange(program.prefill_rows) % program.rows
-            length[...] = bucket
-            tokens[...] = np.arange(bucket) % 97
-            request.max_new[...] = 1
+        for kind, bucket, start in cases:
+            prompts = program.blank_prompts(bucket)
+            prompts.slot[...] = np.arange(program.prefill_rows) % program.rows
+            prompts.start[...], prompts.length[...] = start, bucket
+            prompts.tokens[...] = np.arange(bucket) % 97
+            prompts.request.max_new[...] = 1
+            fill = functools.partial(getattr(program, kind), weights[g], 0)
             state = {"slots": program.empty()}
 
-            def call(program=program, g=g, batch=batch, state=state):
-                state["slots"] = program.prefill(weights[g], 0, state["slots"], batch)
+            def call(fill=fill, prompts=prompts, state=state):
+                state["slots"] = fill(state["slots"], prompts)
                 return state["slots"].token
 
-            count = slot.size * bucket
+            rows = prompts.slot.size
             took = seconds_of(call, repeats)
-            seen = slot.size * bucket * (bucket + 1) / 2
-            work = count * token_flops(cfg) + seen * seen_flops(cfg)
-            name = f"prefill {slot.size} x {bucket}"
-            yield Measured(name, took, count, mfu=work / took / ceiling)
+            seen = rows * bucket * (start + (bucket + 1) / 2)
+            work = rows * bucket * token_flops(cfg) + seen * seen_flops(cfg)
+            name = f"{kind} {rows} x {bucket}" + (f" at {start}" if start else "")
+            yield Measured(name, took, rows * bucket, mfu=work / took / ceiling)
 
 
 def decodes(run: Any, weights: Any, copied: float, repeats: int) -> Iterator[Measured]:

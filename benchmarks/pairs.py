@@ -26,6 +26,11 @@ def alternate(ways: Mapping[str, Callable[[], Any]], pairs: int) -> Found:
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
+    return ratios(seconds)
+
+
+def ratios(seconds: Mapping[str, Sequence[float]]) -> Found:
+    """Of seconds by name, taken in turn."""
     first, *_, last = seconds.values()
     ratio = statistics.median(a / b for a, b in zip(first, last, strict=True))
     return Found({n: statistics.median(s) for n, s in seconds.items()}, ratio)

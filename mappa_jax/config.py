@@ -61,6 +61,10 @@ class SamplerConfig:
     slots: int = 16  # rows decoded together
     prefill_rows: int = 4  # prompts prefilled together
     prompt_buckets: tuple[int, ...] = (256, 512, 1024)  # padded prompt lengths
+    # Likewise of what follows on tokens that are in the KV cache. With them an agent's
+    # cache is kept between its turns, and a prompt longer than the last of
+    # `prompt_buckets` comes into it piece by piece; without, neither.
+    extend_buckets: tuple[int, ...] = ()
     context: int = 1280  # tokens of KV cache per slot (prompt + new)
     cache_block: int = 128  # the cache is read in blocks of so many tokens
     chunk: int = 16  # tokens decoded per dispatch
@@ -566,9 +570,15 @@ def _check(config: Config) -> None:
         refuse("packing.row_action_tokens", f"must hold an action of {longest} tokens")
     if config.packing.row_tokens < context:
         refuse("packing.row_tokens", f"must be at least sampler.context={context}")
-    buckets = config.sampler.prompt_buckets
-    if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
-        refuse("sampler.prompt_buckets", f"must increase from 1, got {buckets}")
+    sampler = config.sampler
+    if not sampler.prompt_buckets:
+        refuse("sampler.prompt_buckets", "name at least one length")
+    for key in ("prompt_buckets", "extend_buckets"):
+        buckets = getattr(sampler, key)
+        if any(b <= a for a, b in itertools.pairwise((0, *buckets))):
+            refuse(f"sampler.{key}", f"must increase from 1, got {buckets}")
+        if buckets and context < buckets[-1]:
+            refuse("sampler.context", f"must be at least the last of sampler.{key}")
     widths = config.sampler.widths
     if any(b <= a for a, b in itertools.pairwise((0, *widths, config.sampler.slots))):
         refuse(
@@ -578,8 +588,6 @@ def _check(config: Config) -> None:
         )
     if context % config.sampler.cache_block:
         refuse("sampler.context", "must be a multiple of sampler.cache_block")
-    if context < config.sampler.prompt_buckets[-1]:
-        refuse("sampler.context", "must be at least the last of sampler.prompt_buckets")
     _check_weights(config, refuse)
     if config.mode == "lora":
         positive("lora.rank", config.lora.rank)

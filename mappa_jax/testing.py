@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,6 +86,10 @@ class _ScriptedAgent:
     async def act(self, messages: Sequence[Message]) -> Action:
         return self.team.next_line(self.name, messages)
 
+    @contextlib.contextmanager
+    def conversation(self) -> Iterator[_ScriptedAgent]:
+        yield self
+
 
 class ScriptedTools:
     """Programs that have the given outcomes, in order (`workflows.base.Tools`).
@@ -152,7 +156,12 @@ class ScriptedEngine:
         self.say = say
         self.addresses: list[tuple[int, ...]] = []
 
-    async def generate(self, agent, prompt, options, address):
+    def conversation(self) -> contextlib.nullcontext:
+        return contextlib.nullcontext()
+
+    async def generate(
+        self, agent, prompt, options, address, conversation=None, *, last=False
+    ):
         self.addresses.append(address)
         await asyncio.sleep(0)
         said = self.say(agent, address)

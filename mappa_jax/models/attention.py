@@ -1,4 +1,4 @@
-"""Causal attention: over whole rows, and of one new token over a cache.
+"""Causal attention: over whole rows, and of new tokens over a cache.
 
 Axes: N rows, T tokens, K key/value heads, G query heads per key/value head,
 H head dimension, S cache slots.
@@ -232,60 +232,78 @@ def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @jax.named_scope("cache_attention")
 def attend_cache(
-    q_NxKxGxH: jax.Array,
-    k_LxNxKxSxH: jax.Array,
-    v_LxNxKxSxH: jax.Array,
+    q_NxTxKxGxH: jax.Array,
+    k_LxBxKxSxH: jax.Array,
+    v_LxBxKxSxH: jax.Array,
     layer: jax.Array,
-    positions_N: jax.Array,
+    rows_N: jax.Array | None,
+    positions_NxT: jax.Array,
     window: jax.Array,
     blocks: jax.Array,
     *,
     block: int,
     scale: float,
 ) -> jax.Array:
-    """Attention of one token per row over the first `blocks` blocks of the cache.
+    """Attention of T tokens per row over the first `blocks` blocks of the cache.
 
-    Rows are the cache's first N. Cache slot s of a row holds its position s. The
-    softmax is accumulated block by block (Milakov and Gimelshein, arXiv 1805.02867). A
-    block beyond a row's length leaves the accumulators bit for bit as they were, so a
-    row's result does not depend on how long its neighbours are.
+    Cache slot s of a row holds its position s; a token sees the positions up to its
+    own. The softmax is accumulated block by block (Milakov and Gimelshein, arXiv
+    1805.02867). A block that a token does not see leaves its accumulators bit for bit
+    as they were, so a row's result does not depend on how long its neighbours are.
+
+    Args:
+      q_NxTxKxGxH: queries.
+      k_LxBxKxSxH: and v, the cache, which holds the tokens' own keys already.
+      layer: [] int32.
+      rows_N: [N] int32, the cache's rows; None: its first N.
+      positions_NxT: int32, the queries'.
+      window: a key is seen if it is less than this before the query.
+      blocks: [] int32.
+      block: tokens of a block, static.
+      scale: of the scores.
 
     Returns:
-      [N, K, G, H], in the dtype of `q`; the cache may have another.
+      [N, T, K, G, H], in the dtype of `q`; the cache may have another.
     """
-    n, kv_heads, _, head_dim = q_NxKxGxH.shape
-    size = (1, n, kv_heads, block, head_dim)
-    zero, dtype = jnp.zeros((), jnp.int32), q_NxKxGxH.dtype
+    n, t, kv_heads, group, head_dim = q_NxTxKxGxH.shape
+    dtype = q_NxTxKxGxH.dtype
+    q = q_NxTxKxGxH.swapaxes(1, 2).reshape(n, kv_heads, t * group, head_dim)
+    positions = jnp.repeat(positions_NxT, group, axis=1)
+
+    def block_of(table, j):
+        def slab(row, rows):
+            size = (1, rows, kv_heads, block, head_dim)
+            at = (layer, row, 0, j * block, 0)
+            return jax.lax.dynamic_slice(table, at, size)[0]
+
+        if rows_N is None:
+            return slab(0, n).astype(dtype)
+        return jax.vmap(lambda row: slab(row, 1)[0])(rows_N).astype(dtype)
 
     def body(carry):
         j, top, total, out = carry
-        start = (layer, zero, zero, j * block, zero)
-        k = jax.lax.dynamic_slice(k_LxNxKxSxH, start, size)[0].astype(dtype)
-        v = jax.lax.dynamic_slice(v_LxNxKxSxH, start, size)[0].astype(dtype)
-        scores = jnp.einsum(
-            "nkgh,nksh->nkgs", q_NxKxGxH, k, preferred_element_type=jnp.float32
-        )
+        k, v = block_of(k_LxBxKxSxH, j), block_of(v_LxBxKxSxH, j)
+        scores = jnp.einsum("nkqh,nksh->nkqs", q, k, preferred_element_type=jnp.float32)
         scores *= scale
-        gap = positions_N[:, None] - (j * block + jnp.arange(block))
+        gap = positions[:, :, None] - (j * block + jnp.arange(block))
         seen = (gap >= 0) & (gap < window)
         # What a slot's last row left there may be no number, and 0 * NaN is none.
-        v = jnp.where(seen[:, None, :, None], v, 0)
-        scores = jnp.where(seen[:, None, None], scores, MASKED)
+        v = jnp.where(seen.any(1)[:, None, :, None], v, 0)
+        seen = seen[:, None]
+        scores = jnp.where(seen, scores, MASKED)
         new_top = jnp.maximum(top, scores.max(-1))
-        weights = jnp.where(
-            seen[:, None, None], jnp.exp(scores - new_top[..., None]), 0.0
-        )
+        weights = jnp.where(seen, jnp.exp(scores - new_top[..., None]), 0.0)
         decay = jnp.exp(top - new_top)
         total = total * decay + weights.sum(-1)
-        part = jnp.einsum("nkgs,nksh->nkgh", weights.astype(v.dtype), v)
+        part = jnp.einsum("nkqs,nksh->nkqh", weights.astype(v.dtype), v)
         return j + 1, new_top, total, out * decay[..., None] + part
 
-    shape = q_NxKxGxH.shape[:-1]
     start = (
-        zero,
-        jnp.full(shape, MASKED, jnp.float32),
-        jnp.zeros(shape, jnp.float32),
-        jnp.zeros(q_NxKxGxH.shape, jnp.float32),
+        jnp.zeros((), jnp.int32),
+        jnp.full(q.shape[:-1], MASKED, jnp.float32),
+        jnp.zeros(q.shape[:-1], jnp.float32),
+        jnp.zeros(q.shape, jnp.float32),
     )
     _, _, total, out = jax.lax.while_loop(lambda c: c[0] < blocks, body, start)
-    return (out / total[..., None]).astype(dtype)
+    out = (out / total[..., None]).astype(dtype)
+    return out.reshape(n, kv_heads, t, group, head_dim).swapaxes(1, 2)

@@ -3,8 +3,8 @@
 Axes: N rows, T tokens, D model width, A agents (adapters), R adapter rank,
 L layers, V vocabulary, S cache slots; K, G, H as in attention.py.
 
-The same module runs whole rows (training, prefill) and single tokens over a
-cache (decoding). A row may carry a low-rank adapter of its own (LoRA, arXiv
+The same module runs whole rows (training, prefill) and further tokens over a
+cache (decoding: one each). A row may carry a low-rank adapter of its own (LoRA, arXiv
 2106.09685): adapters of all agents sit side by side and a row's agent selects.
 """
 
@@ -74,6 +74,7 @@ class Context(NamedTuple):
 
     positions: jax.Array
     ends: jax.Array | None
+    slots: jax.Array | None
     rope: tuple[jax.Array, jax.Array]
     local_rope: tuple[jax.Array, jax.Array]
     blocks: jax.Array | None
@@ -230,18 +231,19 @@ class Block(nn.Module):
             if self.keep_kv:
                 kept = Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
         else:
-            cache = _write(cache, index, k[:, 0], v[:, 0], ctx.positions[:, 0])
+            cache = _write(cache, index, ctx.slots, k, v, ctx.positions)
             out = attention.attend_cache(
-                q[:, 0],
+                q,
                 cache.k,
                 cache.v,
                 index,
-                ctx.positions[:, 0],
+                ctx.slots,
+                ctx.positions,
                 window,
                 ctx.blocks,
                 block=self.block,
                 scale=cfg.attn_scale,
-            )[:, None]
+            )
         out = place(out, *heads, None)
         out = place(dense("o", cfg.d_model, cfg.o_bias, out.reshape(n, t, -1)), *apart)
         x += norm("attn_out_norm")(out) if cfg.post_norms else out
@@ -264,14 +266,16 @@ def cache_cast(x: jax.Array, dtype: Any) -> jax.Array:
     return x.astype(dtype)
 
 
-def _write(cache: Cache, layer, k_NxKxH, v_NxKxH, positions_N) -> Cache:
-    rows = jnp.arange(k_NxKxH.shape[0])
+def _write(cache: Cache, layer, rows_N, k_NxTxKxH, v_NxTxKxH, positions_NxT) -> Cache:
+    """Keys and values at their rows (None: the first N) and positions; what lies beyond
+    the cache is dropped."""
+    rows = jnp.arange(k_NxTxKxH.shape[0]) if rows_N is None else rows_N
 
     def put(table, new):
         new = cache_cast(new, table.dtype)
-        return table.at[layer, rows, :, positions_N].set(new)
+        return table.at[layer, rows[:, None], :, positions_NxT].set(new, mode="drop")
 
-    return Cache(put(cache.k, k_NxKxH), put(cache.v, v_NxKxH))
+    return Cache(put(cache.k, k_NxTxKxH), put(cache.v, v_NxTxKxH))
 
 
 class Decoder(nn.Module):
@@ -303,10 +307,11 @@ class Decoder(nn.Module):
         adapters: Adapters | None = None,
         cache: Cache | None = None,
         blocks: jax.Array | None = None,
+        slots: jax.Array | None = None,
         keep_kv: bool = False,
         member: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """Runs whole rows, or one token per row over a cache.
+        """Runs whole rows, or further tokens of rows over a cache.
 
         Args:
           tokens_NxT: int32.
@@ -314,9 +319,10 @@ class Decoder(nn.Module):
           ends_NxT: int32, where in the row the tokens end that may see this one, 0
             for padding (attention.attend_rows); whole rows only.
           adapters: low-rank updates; None runs the bare weights.
-          cache: with it T must be 1: the token is written at its position and
-            attends over the first `blocks` blocks.
+          cache: with it the tokens are written at their positions (none beyond the
+            cache) and attend over the first `blocks` blocks.
           blocks: how many cache blocks to read, a traced scalar.
+          slots: [N] int32, rows of the cache; None: the first N.
           keep_kv: whole rows only: also return the keys and values.
           member: [] int32: "layers" are those of several policies, [A, L, ...], and
             this is the one to run. Its weights are read where they lie: to take them
@@ -349,7 +355,7 @@ class Decoder(nn.Module):
             lora_a,
             lora_b,
         )
-        ctx = Context(positions_NxT, ends_NxT, table, local, blocks, adapted)
+        ctx = Context(positions_NxT, ends_NxT, slots, table, local, blocks, adapted)
         how = (cfg, self.dtype, self.cache_block, keep_kv, self.layout, self.rows)
         if member is None:
             layers = _all_layers(cfg, self.remat)(*how, name="layers")

@@ -96,6 +96,9 @@ def _rollout(plan: Plan, phase: Phase) -> list[Change]:
             kept = [b for b in sampler.prompt_buckets if b < fits]
             value = "(" + ",".join(map(str, [*kept, fits])) + ")"
             out.append(Change("sampler.prompt_buckets", f"'{value}'", why))
+            if not sampler.extend_buckets:
+                pieces = "longer prompts then come into the cache in pieces"
+                out.append(Change("sampler.extend_buckets", f"'({fits},)'", pieces))
     return out
 
 

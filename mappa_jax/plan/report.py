@@ -73,6 +73,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "slots": sampler.slots,
         "prefill_rows": sampler.prefill_rows,
         "prompt_buckets": list(sampler.prompt_buckets),
+        "extend_buckets": list(sampler.extend_buckets),
         "context": sampler.context,
         "kv_dtype": sampler.kv_dtype,
         "row_tokens": packing.row_tokens,

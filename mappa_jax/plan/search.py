@@ -20,13 +20,14 @@ from mappa_jax.config import Config, ConfigError, changed
 from mappa_jax.models.config import ModelConfig
 from mappa_jax.plan.planner import Plan
 from mappa_jax.plan.report import efficiency_of
+from mappa_jax.plan.workload import FILLING
 
 Changes = Mapping[str, Any]
 # What the search may set, beside the mesh, `packing.rows` and `sampler.slots`.
 REMATS = ("projections", "none")  # beside "full": each keeps more than the last
 BEST = 3  # meshes that are looked at closely, and plans that are offered
 ROOM = 0.75  # of the memory: what takes more is not tried with larger settings
-OTHERS = ("prefill", "decode", "reference", "logprobs", "credit")  # all but the update
+OTHERS = (*FILLING, "decode", "reference", "logprobs", "credit")  # all but the update
 KV_DTYPES = ("compute", "float8_e4m3fn")
 
 

@@ -11,6 +11,8 @@ from mappa_jax.learning.objective import HEAD_BLOCK
 from mappa_jax.models.policy import Policy
 from mappa_jax.plan.count import Expected
 
+FILLING = ("prefill", "extend")  # programs that bring prompts into the cache
+
 
 @dataclasses.dataclass(frozen=True)
 class Load:
@@ -31,15 +33,17 @@ def assumed(config: Config, prompt: int = 0, new: int = 0) -> Load:
     Raises:
       ConfigError: they do not fit the sampler's shapes.
     """
-    longest = config.sampler.prompt_buckets[-1]
-    if prompt > longest:
-        raise ConfigError(
-            f"--prompt_tokens={prompt}: sampler.prompt_buckets ends at {longest}"
-        )
     limits = [agent.max_new_tokens for agent in config.agents.values()]
     tokens = tuple(min(new, most) if new else most for most in limits)
-    room = config.sampler.context - max(tokens)
-    return Load(prompt or min(longest, room), tokens)
+    room, key = config.sampler.context - max(tokens), "context"
+    longest = config.sampler.prompt_buckets[-1]
+    if longest < room and not config.sampler.extend_buckets:
+        room, key = longest, "prompt_buckets"
+    if prompt > room:
+        raise ConfigError(
+            f"--prompt_tokens={prompt}: sampler.{key} leaves room for {room}"
+        )
+    return Load(prompt or room, tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +63,16 @@ def rollouts(config: Config) -> int:
     return config.data.prompts_per_step * config.data.samples_per_prompt
 
 
-def bucket(config: Config, prompt: int) -> int:
-    """The padded length of a prompt."""
-    return next(b for b in config.sampler.prompt_buckets if prompt <= b)
+def pieces(config: Config, prompt: int) -> list[tuple[str, int]]:
+    """How a prompt comes into the cache: the programs, each with its padded tokens."""
+
+    def padded(length: int, buckets: Sequence[int]) -> int:
+        return next((b for b in buckets if length <= b), buckets[-1])
+
+    out = [("prefill", padded(prompt, config.sampler.prompt_buckets))]
+    while (left := prompt - sum(length for _, length in out)) > 0:
+        out.append(("extend", padded(left, config.sampler.extend_buckets)))
+    return out
 
 
 def _in_turn(policy: Policy, calls: Sequence[float]) -> float:
@@ -78,13 +89,21 @@ def _in_turn(policy: Policy, calls: Sequence[float]) -> float:
     return max(sum(calls[i * size : (i + 1) * size]) for i in range(slices))
 
 
-def prefill(config: Config, policy: Policy) -> Use:
-    """Full calls: the prompts of all trajectories arrive together."""
+def fill(config: Config, policy: Policy, load: Load, name: str, length: int) -> Use:
+    """A program that brings prompts into the cache, or pieces of them: full calls, for
+    the prompts of all trajectories arrive together. What an agent's turns or a task's
+    samples have in common counts every time."""
     ways = policy.layout.ways
     rows = -(-config.sampler.prefill_rows // ways) * ways
     every = actions(config)
     calls = _in_turn(policy, [-(-every[m] // rows) for m in policy.members])
-    return Use(calls, Expected(branch=0))
+    done, blocks = 0, []
+    for piece in pieces(config, load.prompt):
+        done += piece[1]
+        if piece == (name, length):
+            blocks.append(math.ceil(done / config.sampler.cache_block))
+    mean = (sum(blocks) / len(blocks),) if blocks else ()
+    return Use(calls * len(blocks), Expected(mean if name == "extend" else (), 0))
 
 
 def decode(config: Config, policy: Policy, load: Load) -> Use:
@@ -168,10 +187,11 @@ def head_blocks(config: Config, policy: Policy, load: Load) -> int:
 
 
 def parts(name: str) -> tuple[str, int, int]:
-    """(kind, prompt tokens of a prefill or 0, group of agents) of a program's name:
-    "prefill/512/1", "decode", where the first group goes without its number."""
+    """(kind, padded tokens of what fills the cache or 0, group of agents) of a
+    program's name: "prefill/512/1", "decode", where the first group goes without its
+    number."""
     kind, *numbers = name.split("/")
-    length = int(numbers.pop(0)) if kind == "prefill" else 0
+    length = int(numbers.pop(0)) if kind in FILLING else 0
     return kind, length, int(numbers[0]) if numbers else 0
 
 
@@ -180,8 +200,8 @@ def uses(
 ) -> Mapping[str, Use]:
     """The use of every program that an iteration calls, by the program's name.
 
-    Names are those of `Engine.lowered` and `Learner.lowered`; prefills of other prompt
-    lengths than the load's are called by nobody.
+    Names are those of `Engine.lowered` and `Learner.lowered`; prefills of other lengths
+    than the load's are called by nobody.
 
     Raises:
       KeyError: a name is not known.
@@ -194,10 +214,8 @@ def uses(
     out: dict[str, Use] = {}
     for name in names:
         kind, length, group = parts(name)
-        if kind == "prefill":
-            use = prefill(config, team[group])
-            right = length == bucket(config, load.prompt)
-            out[name] = use if right else Use(0, use.expected)
+        if kind in FILLING:
+            out[name] = fill(config, team[group], load, kind, length)
         elif kind == "decode":
             out[name] = decode(config, team[group], load)
         elif kind in ("reference", "logprobs"):

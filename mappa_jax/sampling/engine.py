@@ -72,13 +72,22 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Request:
-    """What one host tells the others of a request; `agent` is the team's."""
+    """What one host tells the others of a request; `agent` is the team's.
+
+    Attributes:
+      conversation: the number of the one that it is a turn of.
+      cached: so much of the prompt is in that one's cache already.
+      last: of its turns.
+    """
 
     number: int
     agent: int
     prompt: np.ndarray
     options: Options
     address: tuple[int, ...]
+    conversation: int | None
+    cached: int
+    last: bool
 
 
 @dataclasses.dataclass
@@ -88,27 +97,62 @@ class _Message:
     Attributes:
       requests: new ones.
       ended: (group, pool, slot) of rows that have met a stop string.
+      over: conversations that have no further turn.
       closing: its workflows have ended.
     """
 
     requests: list[_Request] = dataclasses.field(default_factory=list)
     ended: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
+    over: list[int] = dataclasses.field(default_factory=list)
     closing: bool = False
+
+
+@dataclasses.dataclass(eq=False)
+class Conversation:
+    """Turns of one agent, each of which goes on from the one before.
+
+    Attributes:
+      number: which it is, of this host's.
+      cached: [T] int32, the tokens that its slot's cache holds.
+    """
+
+    number: int
+    cached: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.zeros((0,), np.int32)
+    )
+
+    def common(self, prompt: np.ndarray) -> int:
+        """How many tokens of a next turn's prompt are in the cache, but for its last:
+        the first new token is sampled from that."""
+        most = min(len(self.cached), len(prompt) - 1)
+        differ = self.cached[:most] != prompt[:most]
+        return int(np.argmax(differ)) if differ.any() else most
+
+
+_Key = tuple[int, int]  # host and number of a conversation
 
 
 @dataclasses.dataclass(eq=False)
 class _Row:
     """A request on its way: waiting, or in a slot. `agent` is counted within its group;
-    `future` is None for another host's."""
+    `future` is None for another host's; `filled` tokens of the prompt are in the cache;
+    `keep` is the conversation for which the slot is kept afterwards."""
 
     agent: int
     prompt: np.ndarray
     options: Options
     address: tuple[int, ...]
     future: asyncio.Future[Sample] | None
+    keep: _Key | None
+    filled: int = 0
     ended: bool = False
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the whole prompt is in the cache."""
+        return self.filled == len(self.prompt)
 
 
 @dataclasses.dataclass
@@ -116,7 +160,8 @@ class Stats:
     """Counts since the last `take_stats`; seconds are of the device calls."""
 
     prompt_tokens: int = 0
-    prefilled_tokens: int = 0  # less: rows with one prompt are prefilled once
+    # Less: rows with one prompt are prefilled once, and a conversation's cache is kept.
+    prefilled_tokens: int = 0
     new_tokens: int = 0
     row_steps: int = 0  # tokens that the decoded rows had room for
     prefill_seconds: float = 0.0
@@ -179,11 +224,18 @@ class Program:
             placed, jax.eval_shape(self._empty_slots)
         )
 
-    def blank_batch(self, bucket: int) -> tuple[Any, ...]:
+    def blank_prompts(self, bucket: int) -> sampler.Prompts:
         """A prefill that fills no slot: NumPy arrays [G, W, P, ...]."""
         p = (*self.grid, self.prefill_rows)
         slot, request = self.blank_requests()
-        return slot, np.zeros((*p, bucket), np.int32), np.ones(p, np.int32), request
+        return sampler.Prompts(
+            slot=slot,
+            tokens=np.zeros((*p, bucket), np.int32),
+            start=np.zeros(p, np.int32),
+            length=np.ones(p, np.int32),
+            ends=np.ones(p, bool),
+            request=request,
+        )
 
     def blank_requests(self) -> tuple[np.ndarray, sampler.Request]:
         """Slots that are none, and what they ask for: NumPy arrays [G, W, P, ...]."""
@@ -206,9 +258,9 @@ class Program:
         """Every program, for weights shaped and placed like these.
 
         Returns:
-          By name: "empty", "decode", "clone", "prefill/512" for a bucket of 512
-          tokens, and if there are widths "move" and "narrow/8" for the decoding of 8
-          rows of every device.
+          By name: "empty", "decode", "clone", "prefill/512" and "extend/512" for a
+          bucket of 512 tokens, and if there are widths "move" and "narrow/8" for the
+          decoding of 8 rows of every device.
         """
         slots = self.slot_shapes()
         placed = jax.tree.map(lambda s: s.sharding, slots)
@@ -236,7 +288,11 @@ class Program:
             )
             return run.lower(*weights, pool, slots, cancelled, whole(jnp.uint32))
 
-        prefill = jax.jit(self._prefill_fn, donate_argnums=(3,), out_shardings=placed)
+        def filled(function: Callable, bucket: int, *blocks: Any) -> jax.stages.Lowered:
+            run = jax.jit(function, donate_argnums=(3,), out_shardings=placed)
+            batch = on_grid(self.blank_prompts(bucket))
+            return run.lower(*weights, pool, slots, batch, *blocks)
+
         out = {
             "empty": jax.jit(self._empty_slots, out_shardings=placed).lower(),
             "decode": decode(None),
@@ -257,8 +313,9 @@ class Program:
             out["move"] = copies(sampler.move, slot, slot)
             out |= {f"narrow/{w}": decode(w) for w in self.widths[:-1]}
         for bucket in self._config.prompt_buckets:
-            batch = on_grid(self.blank_batch(bucket))
-            out[f"prefill/{bucket}"] = prefill.lower(*weights, pool, slots, *batch)
+            out[f"prefill/{bucket}"] = filled(self._prefill_fn, bucket)
+        for bucket in self._config.extend_buckets:
+            out[f"extend/{bucket}"] = filled(self._extend_fn, bucket, whole(jnp.int32))
         return out
 
     def warm_up(self, trainable: Any, frozen: Any) -> None:
@@ -291,19 +348,28 @@ class Program:
             return None
         return self.policy.adapters(own, scales, row_agent)
 
-    def _prefill_fn(self, trainable, frozen, pool, slots, *batch):
+    def _prefill_fn(self, trainable, frozen, pool, slots, prompts):
+        fill = self._fill_fn(sampler.prefill, trainable, frozen, pool)
+        return fill(slots, prompts)
+
+    def _extend_fn(self, trainable, frozen, pool, slots, prompts, blocks):
+        extend = functools.partial(sampler.extend, blocks=blocks)
+        return self._fill_fn(extend, trainable, frozen, pool)(slots, prompts)
+
+    def _fill_fn(self, fill, trainable, frozen, pool) -> Callable:
+        """`fill` of (model, slots, prompts) over the grid, with these weights."""
         params, own, scales = self._weights(trainable, frozen)
 
-        def one(params, own, scales, slots, slot, tokens, length, request):
-            adapters = self._adapters(own, scales, request.agent)
+        def one(params, own, scales, slots, prompts):
+            adapters = self._adapters(own, scales, prompts.request.agent)
             params, member = self.policy.of_pool(params, pool)
             run = functools.partial(
                 self._model.apply, {"params": params}, adapters=adapters, member=member
             )
-            return sampler.prefill(run, slots, slot, tokens, length, request)
+            return fill(run, slots, prompts)
 
         over = self._over_grid(one, params, own)
-        return over(params, own, scales, slots, *batch)
+        return functools.partial(over, params, own, scales)
 
     def _decode_fn(self, trainable, frozen, pool, slots, cancelled, seed, *, width):
         params, own, scales = self._weights(trainable, frozen)
@@ -347,12 +413,22 @@ class Program:
         return self._run["empty"]()
 
     def prefill(
-        self, weights: Any, pool: int, slots: sampler.Slots, batch: tuple[Any, ...]
+        self, weights: Any, pool: int, slots: sampler.Slots, prompts: sampler.Prompts
     ) -> sampler.Slots:
-        """`slots` is donated; `batch` as `blank_batch` shapes it."""
-        run = self._run[f"prefill/{batch[1].shape[-1]}"]
+        """`slots` is donated; `prompts` as `blank_prompts` shapes them."""
+        run = self._run[f"prefill/{prompts.tokens.shape[-1]}"]
         index = self._whole_int(pool, np.int32)
-        return run(*weights, index, slots, *self._placed(batch))
+        return run(*weights, index, slots, self._placed(prompts))
+
+    def extend(
+        self, weights: Any, pool: int, slots: sampler.Slots, prompts: sampler.Prompts
+    ) -> sampler.Slots:
+        """`slots` is donated; `prompts` as `blank_prompts` shapes them."""
+        run = self._run[f"extend/{prompts.tokens.shape[-1]}"]
+        last = int((prompts.start + prompts.length).max()) - 1
+        blocks = self._whole_int(last // self._config.cache_block + 1, np.int32)
+        index = self._whole_int(pool, np.int32)
+        return run(*weights, index, slots, self._placed(prompts), blocks)
 
     def clone(self, slots: sampler.Slots, batch: tuple[Any, ...]) -> sampler.Slots:
         """`slots` is donated; `batch`: sources, and what `blank_requests` shapes."""
@@ -411,38 +487,68 @@ class _Pool:
         self.waiting: list[collections.deque[_Row]] = [
             collections.deque() for _ in range(slices)
         ]
+        self.held: dict[_Key, int] = {}  # slots of conversations between two turns
+        self.twins: dict[int, int] = {}  # slot -> the one with the same prompt
 
     @property
     def busy(self) -> bool:
         return any(self.waiting) or any(r is not None for r in self.rows)
 
+    def occupied(self) -> set[int]:
+        """Slots that are not free: rows are in them, or they are held."""
+        rows = (slot for slot, row in enumerate(self.rows) if row is not None)
+        return {*rows, *self.held.values()}
+
     def free(self, part: int) -> Iterator[int]:
         """Free slots of a slice, in turn from each way."""
         per_way, ways = self.program.rows, self.program.grid[1]
-        first = part * ways * per_way
+        first, occupied = part * ways * per_way, self.occupied()
         for row in range(per_way):
             for way in range(ways):
                 slot = first + way * per_way + row
-                if self.rows[slot] is None:
+                if slot not in occupied:
                     yield slot
 
+    def take(self, slot: int, row: _Row) -> None:
+        """Puts a row into a slot."""
+        self.rows[slot] = row
+        self.cancelled[slot] = False  # that was about the slot's last row
+
+    def vacate(self, slot: int) -> None:
+        """A row has ended; its slot is free, unless its conversation goes on."""
+        row, self.rows[slot] = self.rows[slot], None
+        if row is not None and row.keep is not None:
+            self.held[row.keep] = slot
+
+    def release(self, conversation: _Key) -> None:
+        """A conversation has no further turn."""
+        self.held.pop(conversation, None)
+        for row in [*itertools.chain(*self.waiting), *self.rows]:
+            if row is not None and row.keep == conversation:
+                row.keep = None
+
+    def ready(self) -> list[int]:
+        """Slots of the rows that can be decoded."""
+        return [s for s, row in enumerate(self.rows) if row is not None and row.ready]
+
     def narrow(self) -> tuple[int, list[tuple[int, int]]]:
-        """The fewest rows of a cell that can hold all rows in flight, and which rows
-        move for that, (from, to) slots: the pool's own list is moved already."""
+        """The fewest rows of a cell that can hold all that can be decoded, and which
+        rows move for that, (from, to) slots: the pool's own list is moved already."""
         per_way = self.program.rows
-        cells = range(0, len(self.rows), per_way)
+        ready, occupied = self.ready(), self.occupied()
 
-        def live(cell: int) -> list[int]:
-            return [r for r in range(per_way) if self.rows[cell + r] is not None]
+        def moves_to(width: int) -> list[tuple[int, int]] | None:
+            moves = []
+            for cell in range(0, len(self.rows), per_way):
+                beyond = [s for s in ready if cell + width <= s < cell + per_way]
+                free = [s for s in range(cell, cell + width) if s not in occupied]
+                if len(free) < len(beyond):
+                    return None
+                moves += zip(beyond, free, strict=False)
+            return moves
 
-        most = max(len(live(cell)) for cell in cells)
-        width = next(w for w in self.program.widths if w >= most)
-        moves = []
-        for cell in cells:
-            mine = live(cell)
-            beyond = [r for r in mine if r >= width]
-            free = [r for r in range(width) if r not in mine]
-            moves += [(cell + r, cell + f) for r, f in zip(beyond, free, strict=False)]
+        tried = ((w, moves_to(w)) for w in self.program.widths)
+        width, moves = next((w, m) for w, m in tried if m is not None)
         for source, slot in moves:
             self.rows[slot], self.rows[source] = self.rows[source], None
             self.cancelled[slot] = self.cancelled[source] = False
@@ -533,6 +639,9 @@ class Engine:
         prompt: np.ndarray,
         options: Options,
         address: tuple[int, ...],
+        conversation: Conversation | None = None,
+        *,
+        last: bool = False,
     ) -> Sample:
         """Samples one action.
 
@@ -542,6 +651,9 @@ class Engine:
           options: how to sample.
           address: six integers that the row's randomness is folded from; see
             `sampler.Request`.
+          conversation: what the prompt has in common with the turns so far is not
+            computed again; one request at a time, always of one agent.
+          last: the conversation's last turn, after which its slot is not held.
 
         Raises:
           PromptTooLong: the prompt, or prompt and limit together, do not fit.
@@ -553,7 +665,7 @@ class Engine:
         if self._error is not None:
             raise RuntimeError("the sampler's driver has failed") from self._error
         largest = self._config.prompt_buckets[-1]
-        if len(prompt) > largest:
+        if len(prompt) > largest and not self._config.extend_buckets:
             raise PromptTooLong(
                 f"{len(prompt)} tokens, but sampler.prompt_buckets ends at {largest}"
             )
@@ -566,21 +678,51 @@ class Engine:
         number = next(self._numbers)
         self._mine[number] = (future, options)
         plain = dataclasses.replace(options, stopped_at=None)  # others need not know
-        self._message.requests.append(_Request(number, agent, prompt, plain, address))
+        talk = conversation if self._config.extend_buckets else None
+        request = _Request(
+            *(number, agent, prompt, plain, address),
+            conversation=None if talk is None else talk.number,
+            cached=0 if talk is None else talk.common(prompt),
+            last=last,
+        )
+        self._message.requests.append(request)
         self._wake.set()
-        return await future
+        sample = await future
+        if talk is not None:  # the last new token has not been through the model
+            talk.cached = np.concatenate([prompt, sample.token_ids[:-1]])
+        return sample
 
-    def _enqueue(self, request: _Request, mine: bool) -> None:
-        """Puts a request where its agent's rows wait."""
+    @contextlib.contextmanager
+    def conversation(self) -> Iterator[Conversation]:
+        """Turns of one agent, whose cache is kept from one to the next until the block
+        ends, if there are `sampler.extend_buckets`. The slot is held meanwhile: what
+        happens between two turns must not wait for another sample."""
+        talk = Conversation(next(self._numbers))
+        try:
+            yield talk
+        finally:
+            self._message.over.append(talk.number)
+            self._wake.set()
+
+    def _enqueue(self, request: _Request, host: int) -> None:
+        """Puts a request where its agent's rows wait, or into its own slot."""
         group, place = self._seats[request.agent]
         policy = self._programs[group].policy
         part, number = divmod(place, policy.agents // policy.layout.slices)
         number = number if policy.pools > 1 else 0  # else agents share the slots
         future, options = None, request.options
-        if mine:
+        if host == self._hosts.index:
             future, options = self._mine.pop(request.number)
-        row = _Row(place, request.prompt, options, request.address, future)
-        self._pool(group, number).waiting[part].append(row)
+        key = None if request.conversation is None else (host, request.conversation)
+        keep = None if request.last else key
+        row = _Row(place, request.prompt, options, request.address, future, keep)
+        pool = self._pool(group, number)
+        slot = pool.held.pop(key, None)
+        if slot is None:
+            pool.waiting[part].append(row)
+            return
+        row.filled = request.cached
+        pool.take(slot, row)
 
     def _pool(self, group: int, number: int) -> _Pool:
         key = (group, number)
@@ -605,15 +747,23 @@ class Engine:
         for host, message in enumerate(told):
             for group, number, slot in message.ended:
                 pool = self._pools[group, number]
-                pool.cancelled[slot], pool.rows[slot] = True, None
+                pool.cancelled[slot] = True
+                pool.vacate(slot)
             for request in message.requests:
-                self._enqueue(request, mine=host == self._hosts.index)
+                self._enqueue(request, host)
+            for conversation, pool in itertools.product(
+                message.over, self._pools.values()
+            ):
+                pool.release((host, conversation))
         pools = [p for p in self._pools.values() if p.busy]
         for pool in pools:
-            admitted = self._admit(pool)
-            if admitted:
+            self._admit(pool)
+            filling = [s for s, r in enumerate(pool.rows) if r and not r.ready]
+            if filling:
                 with span("engine", "prefill"):
-                    await asyncio.to_thread(self._fill, pool, admitted)
+                    await asyncio.to_thread(self._fill, pool, filling)
+            if not pool.ready():  # of long prompts only a piece is there
+                continue
             with span("engine", "decode"):
                 chunk = await asyncio.to_thread(self._advance, pool)
             self._harvest(pool, chunk)
@@ -646,42 +796,54 @@ class Engine:
                 how(future)
         self._mine = {}
 
-    def _admit(self, pool: _Pool) -> list[int]:
-        """Moves waiting requests into free slots; returns the slots."""
-        taken = []
+    def _admit(self, pool: _Pool) -> None:
+        """Moves waiting requests into free slots. Of those of a cell with one prompt in
+        common, all but the first are its twins."""
+        first: dict[tuple[Any, ...], int] = {}
         for part, waiting in enumerate(pool.waiting):
             for slot in itertools.islice(pool.free(part), len(waiting)):
-                pool.rows[slot] = waiting.popleft()
-                pool.cancelled[slot] = False  # that was about the slot's last row
-                taken.append(slot)
-        return taken
+                row = waiting.popleft()
+                pool.take(slot, row)
+                key = (*pool.cell(slot)[:2], row.agent, row.prompt.tobytes())
+                if first.setdefault(key, slot) != slot:
+                    pool.twins[slot] = first[key]
 
-    def _fill(self, pool: _Pool, taken: list[int]) -> None:
-        """Prefills the prompts of newly taken slots, bucket by bucket; one that several
-        of a cell have in common once."""
+    def _fill(self, pool: _Pool, filling: list[int]) -> None:
+        """Brings the next piece of every prompt into the cache that is not all there,
+        bucket by bucket. Twins get a copy of theirs when it is."""
         start = time.perf_counter()
-        first: dict[tuple[Any, ...], int] = {}
-        twins = []
-        for slot in taken:
-            row = pool.rows[slot]
-            key = (*pool.cell(slot)[:2], row.agent, row.prompt.tobytes())
-            if first.setdefault(key, slot) != slot:
-                twins.append((first[key], slot))
-        by_bucket = collections.defaultdict(list)
-        for slot in first.values():
-            length = len(pool.rows[slot].prompt)
-            by_bucket[self._bucket(length)].append(slot)
-            self.stats.prefilled_tokens += length
-        for bucket, slots in sorted(by_bucket.items()):
-            for batch in _batches(pool, slots, bucket):
-                pool.slots = pool.program.prefill(
-                    self._weights[pool.group], pool.number, pool.slots, batch
-                )
+        pieces = collections.defaultdict(list)
+        for slot in filling:
+            if slot not in pool.twins:
+                pieces[self._program_for(pool.rows[slot])].append(slot)
+        for (fill, bucket), slots in sorted(pieces.items()):
+            program = getattr(pool.program, fill)
+            for prompts in _batches(pool, slots, bucket):
+                weights = self._weights[pool.group]
+                pool.slots = program(weights, pool.number, pool.slots, prompts)
+            for row in (pool.rows[s] for s in slots):
+                length = min(bucket, len(row.prompt) - row.filled)
+                row.filled += length
+                self.stats.prefilled_tokens += length
+        twins = [(a, b) for b, a in pool.twins.items() if pool.rows[a].ready]
         for batch in _copies(pool, twins):
             pool.slots = pool.program.clone(pool.slots, batch)
+        for source, slot in twins:
+            del pool.twins[slot]
+            pool.rows[slot].filled = pool.rows[source].filled
         jax.block_until_ready(pool.slots.token)
-        self.stats.prompt_tokens += sum(len(pool.rows[s].prompt) for s in taken)
+        lengths = (len(r.prompt) for r in (pool.rows[s] for s in filling) if r.ready)
+        self.stats.prompt_tokens += sum(lengths)
         self.stats.prefill_seconds += time.perf_counter() - start
+
+    def _program_for(self, row: _Row) -> tuple[str, int]:
+        """What brings the next piece of a row's prompt into the cache: the program's
+        name, and its padded tokens."""
+        name, buckets = "prefill", self._config.prompt_buckets
+        if row.filled:
+            name, buckets = "extend", self._config.extend_buckets
+        left = len(row.prompt) - row.filled
+        return name, next((b for b in buckets if left <= b), buckets[-1])
 
     def _advance(self, pool: _Pool) -> sampler.Chunk:
         start = time.perf_counter()
@@ -703,14 +865,13 @@ class Engine:
         return chunk
 
     def _harvest(self, pool: _Pool, chunk: sampler.Chunk) -> None:
-        for slot, row in enumerate(pool.rows):
-            if row is None:
-                continue
+        for slot in pool.ready():
+            row = pool.rows[slot]
             n = int(chunk.emitted[slot])
             self.stats.new_tokens += n
             done, kept = bool(chunk.done[slot]), None
             if done:
-                pool.rows[slot] = None
+                pool.vacate(slot)
             if row.future is None or row.ended:
                 continue
             row.tokens += chunk.tokens[slot, :n].tolist()
@@ -725,25 +886,25 @@ class Engine:
             if not row.future.done():  # its workflow may have been cancelled
                 row.future.set_result(_sample(row, kept))
 
-    def _bucket(self, length: int) -> int:
-        return next(b for b in self._config.prompt_buckets if length <= b)
-
     def take_stats(self) -> Stats:
         """The counts so far; starts new ones."""
         stats, self.stats = self.stats, Stats()
         return stats
 
 
-def _batches(pool: _Pool, slots: list[int], bucket: int) -> Iterator[tuple[Any, ...]]:
-    """Prefills of `slots`, each with as many rows of every cell as fit."""
+def _batches(pool: _Pool, slots: list[int], bucket: int) -> Iterator[sampler.Prompts]:
+    """The next pieces of the prompts in `slots`, at most `bucket` tokens of each, in
+    batches with as many rows of every cell as fit."""
     for mine in _by_cell(pool, slots):
-        batch = slot_P, tokens, length, request = pool.program.blank_batch(bucket)
+        prompts = pool.program.blank_prompts(bucket)
         for at, slot in mine:
-            prompt = pool.rows[slot].prompt
-            tokens[at][: len(prompt)] = prompt
-            length[at] = len(prompt)
-            _write_request(slot_P, request, at, pool, slot)
-        yield batch
+            row = pool.rows[slot]
+            piece = row.prompt[row.filled :][:bucket]
+            prompts.tokens[at][: len(piece)] = piece
+            prompts.start[at], prompts.length[at] = row.filled, len(piece)
+            prompts.ends[at] = row.filled + len(piece) == len(row.prompt)
+            _write_request(prompts.slot, prompts.request, at, pool, slot)
+        yield prompts
 
 
 def _copies(pool: _Pool, pairs: list[tuple[int, int]]) -> Iterator[tuple[Any, ...]]:

@@ -1,7 +1,8 @@
 """Prefill and chunked decoding as pure functions of arrays.
 
 A `Slots` holds B rows in flight. `prefill` fills the cache of some slots from
-prompts; `decode` advances all of them by up to `chunk` tokens. Everything that a
+prompts, `extend` goes on where their cache ends; `decode` advances all of them by up to
+`chunk` tokens. Everything that a
 request may choose (temperature, filters, stop ids, limits, key) is an array, so
 nothing recompiles. A row's tokens depend on its own request alone.
 
@@ -70,6 +71,26 @@ class Slots(NamedTuple):
     request: Request
 
 
+class Prompts(NamedTuple):
+    """Prompts, or pieces of them, that go into slots; leading axis P.
+
+    Attributes:
+      slot: [P] int32, where each goes; B or more is a padding row.
+      tokens: [P, T] int32, right-padded.
+      start: [P] int32, the position of the first: so much is in the slot's cache.
+      length: [P] int32, at least 1.
+      ends: [P] bool, the prompt ends here; until it does nothing is sampled.
+      request: what each asks for.
+    """
+
+    slot: jax.Array
+    tokens: jax.Array
+    start: jax.Array
+    length: jax.Array
+    ends: jax.Array
+    request: Request
+
+
 class Chunk(NamedTuple):
     """What one decode call gave: [B, C] tokens and log-probabilities, [B] counts."""
 
@@ -99,14 +120,9 @@ def empty_slots(cache: Cache, stop_ids: int) -> Slots:
 
 @jax.named_scope("prefill")
 def prefill(
-    model: Callable[..., tuple[jax.Array, Cache]],
-    slots: Slots,
-    slot_P: jax.Array,
-    tokens_PxT: jax.Array,
-    length_P: jax.Array,
-    request: Request,
+    model: Callable[..., tuple[jax.Array, Cache]], slots: Slots, prompts: Prompts
 ) -> Slots:
-    """Puts prompts into slots.
+    """Puts prompts, or their first pieces, into slots.
 
     The last prompt token is fed again by the first decode step, which samples the
     first new token: sampling lives in one place.
@@ -114,31 +130,71 @@ def prefill(
     Args:
       model: a Decoder with its weights.
       slots: the state.
-      slot_P: where each prompt goes; B or more drops a padding row.
-      tokens_PxT: right-padded prompts.
-      length_P: their lengths, at least 1.
-      request: what each asks for, leading axis P.
+      prompts: what goes where; every start is 0.
     """
-    p, t = tokens_PxT.shape
+    p, t = prompts.tokens.shape
     positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (p, t))
-    ends = jnp.where(positions < length_P[:, None], length_P[:, None], 0)
-    _, kept = model(tokens_PxT, positions, ends, keep_kv=True)
+    length = prompts.length[:, None]
+    ends = jnp.where(positions < length, length, 0)
+    _, kept = model(prompts.tokens, positions, ends, keep_kv=True)
 
     def put(table, part):
         part = cache_cast(part, table.dtype)
-        return table.at[:, slot_P, :, :t].set(part, mode="drop")
+        return table.at[:, prompts.slot, :, :t].set(part, mode="drop")
 
-    def put_rows(table, part):
-        return table.at[slot_P].set(part, mode="drop")
+    cache = Cache(put(slots.cache.k, kept.k), put(slots.cache.v, kept.v))
+    return _begun(slots, prompts)._replace(cache=cache)
 
-    last = jnp.take_along_axis(tokens_PxT, length_P[:, None] - 1, 1)[:, 0]
-    return Slots(
-        cache=Cache(put(slots.cache.k, kept.k), put(slots.cache.v, kept.v)),
-        token=put_rows(slots.token, last),
-        position=put_rows(slots.position, length_P - 1),
-        count=put_rows(slots.count, jnp.zeros((p,), jnp.int32)),
-        done=put_rows(slots.done, jnp.zeros((p,), bool)),
-        request=jax.tree.map(put_rows, slots.request, request),
+
+@jax.named_scope("extend")
+def extend(
+    model: Callable[..., tuple[jax.Array, Cache]],
+    slots: Slots,
+    prompts: Prompts,
+    blocks: jax.Array,
+) -> Slots:
+    """Puts further tokens behind what the cache of some slots holds already: the next
+    piece of a prompt, or what an agent's next turn has that its last one had not.
+
+    Args:
+      model: a Decoder with its weights.
+      slots: the state.
+      prompts: what goes where. What the cache holds from `start` on is given up.
+      blocks: [] int32, blocks of the cache that are read.
+    """
+    p, t = prompts.tokens.shape
+    place = jnp.arange(t, dtype=jnp.int32)
+    beyond = slots.cache.k.shape[3]
+    real = place < prompts.length[:, None]
+    positions = jnp.where(real, prompts.start[:, None] + place, beyond)
+    _, cache = model(
+        prompts.tokens,
+        positions,
+        cache=slots.cache,
+        blocks=blocks,
+        slots=prompts.slot,
+    )
+    return _begun(slots, prompts)._replace(cache=cache)
+
+
+def _begun(slots: Slots, prompts: Prompts) -> Slots:
+    """The state of rows whose prompts have come into the cache, or a piece of them."""
+    zeros = jnp.zeros_like(prompts.slot)
+    # Every step of `decode` feeds the tokens of all rows. That of half a prompt has a
+    # place beyond the cache, where nothing is written.
+    last_at = prompts.start + prompts.length - 1
+    last_at = jnp.where(prompts.ends, last_at, slots.cache.k.shape[3])
+    last = jnp.take_along_axis(prompts.tokens, prompts.length[:, None] - 1, 1)[:, 0]
+
+    def put(table, part):
+        return table.at[prompts.slot].set(part, mode="drop")
+
+    return slots._replace(
+        token=put(slots.token, last),
+        position=put(slots.position, last_at),
+        count=put(slots.count, zeros),
+        done=put(slots.done, ~prompts.ends),
+        request=jax.tree.map(put, slots.request, prompts.request),
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mappa_jax import text
 from mappa_jax.config import AgentConfig
 from mappa_jax.models.tokenizer import Tokenizer
-from mappa_jax.sampling.engine import Engine, Options
+from mappa_jax.sampling.engine import Conversation, Engine, Options
 from mappa_jax.types import Action, Message, Observation, Outcome, Task
 
 
@@ -88,9 +89,10 @@ class EpisodeTeam:
         address: Address,
         on_action: Callable[[int, Action], None],
     ):
-        self._agents = {n: _Agent(s, engine, address) for n, s in seats.items()}
+        self._agents = {n: _Agent(s, engine, self, address) for n, s in seats.items()}
         self._on_action = on_action
         self.actions: list[Action] = []
+        self.talking: str | None = None  # the agent of the conversation that is open
 
     def __getitem__(self, name: str) -> _Agent:
         return self._agents[name]
@@ -113,20 +115,47 @@ class EpisodeTeam:
 
 
 class _Agent:
-    def __init__(self, seat: Seat, engine: Engine, address: Address):
+    def __init__(self, seat: Seat, engine: Engine, team: EpisodeTeam, address: Address):
         self._seat = seat
         self._engine = engine
+        self._team = team
         self._address = address
         self._turn = 0
+        self._conversation: Conversation | None = None
+
+    @contextlib.contextmanager
+    def conversation(self) -> Iterator[_Agent]:
+        self._check_alone()
+        with self._engine.conversation() as talk:
+            self._team.talking, self._conversation = self._seat.name, talk
+            try:
+                yield self
+            finally:
+                self._team.talking = self._conversation = None
+
+    def _check_alone(self) -> None:
+        """A slot that is held while another agent waits for one could wait for ever."""
+        talking = self._team.talking
+        if talking is not None and talking != self._seat.name:
+            raise RuntimeError(
+                f"{self._seat.name} acts within a conversation of {talking}; the "
+                "workflow has to end that first"
+            )
 
     async def act(self, messages: Sequence[Message]) -> Action:
+        self._check_alone()
         seat, turn = self._seat, self._turn
         self._turn += 1
         tokenizer = seat.tokenizer
         prompt = tokenizer.render(messages, thinking=seat.config.thinking)
         options = seat.options()
         sample = await self._engine.generate(
-            seat.index, prompt, options, self._address.of(seat.index, turn)
+            seat.index,
+            prompt,
+            options,
+            self._address.of(seat.index, turn),
+            self._conversation,
+            last=self._turn >= seat.config.max_turns,
         )
         written = tokenizer.decode(sample.token_ids)
         content = text.strip_thinking(written, opened=tokenizer.opens_thinking(prompt))

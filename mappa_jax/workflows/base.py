@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
 from mappa_jax.config import Config
@@ -28,6 +28,12 @@ class Agent(Protocol):
 
     async def act(self, messages: Sequence[Message]) -> Action:
         """Samples one action; it counts once it is recorded."""
+        ...
+
+    def conversation(self) -> AbstractContextManager[Agent]:
+        """The agent with turns that each go on from the one before: what their chats
+        begin with alike is computed once (config.sampler.extend_buckets). Until the
+        block ends no other agent of the trajectory may act."""
         ...
 
 

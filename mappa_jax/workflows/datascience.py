@@ -24,6 +24,7 @@ from mappa_jax.types import (
     ToolFault,
 )
 from mappa_jax.workflows.base import (
+    Agent,
     Brief,
     Team,
     Tools,
@@ -214,7 +215,8 @@ async def _run(roles: Sequence[Role], task, team, tools, brief) -> None:
         for role in roles:
             last = role is roles[-1]
             episode = _Turns(role, task, team, tools, workspace, brief, last)
-            action, files = await episode.take(handed, files)
+            with team[role.name].conversation() as agent:
+                action, files = await episode.take(agent, handed, files)
             handed = (role, action)
 
 
@@ -228,7 +230,10 @@ class _Turns:
         self._is_last = is_last
 
     async def take(
-        self, handed: tuple[Role, Action] | None, files: tuple[str, ...]
+        self,
+        agent: Agent,
+        handed: tuple[Role, Action] | None,
+        files: tuple[str, ...],
     ) -> tuple[Action, tuple[str, ...]]:
         """Acts until it has done its part; its last action and the files then."""
         role, brief = self._role, self._brief
@@ -236,7 +241,7 @@ class _Turns:
         messages = first_chat(role, self._task, seen_files, handed, brief)
         turns = brief.max_turns[role.name]
         for turn in range(turns):
-            action = await self._team[role.name].act(messages)
+            action = await agent.act(messages)
             action = await self._observe(action)
             if action.observation is not None:
                 files = action.observation.files

@@ -99,17 +99,20 @@ async def mathchat(task: Task, team: Team, tools: Tools, brief: Brief) -> None:
     """Runs the team on one problem; every action is recorded in order."""
     solver = team.record(await team["solver"].act(solver_chat(task.prompt, brief)))
     async with tools.workspace() as workspace:
-        coder, printed = await _execute(task, solver, team, workspace, brief)
-    chat = verifier_chat(task.prompt, _hand_on(coder, brief), printed, brief)
+        with team["coder"].conversation() as coder:
+            coded, printed = await _execute(task, solver, team, coder, workspace, brief)
+    chat = verifier_chat(task.prompt, _hand_on(coded, brief), printed, brief)
     team.record(await team["verifier"].act(chat))
 
 
-async def _execute(task, solver, team, workspace, brief) -> tuple[Action, str | None]:
+async def _execute(
+    task, solver, team, coder, workspace, brief
+) -> tuple[Action, str | None]:
     """The executor's turns; returns its last action and the last tool result."""
     messages = coder_chat(task.prompt, _hand_on(solver, brief), brief)
     printed = None
     for turn in range(brief.max_turns["coder"]):
-        action = await team["coder"].act(messages)
+        action = await coder.act(messages)
         code = text.extract_code(action.content)
         if code is None:
             return team.record(action), printed

@@ -139,15 +139,47 @@ def test_no_array_of_a_rows_square_exists(remat):
     assert most < length * length / 16
 
 
+@pytest.mark.parametrize("window", [FAR, 5])
+def test_tokens_over_a_cache_see_what_they_see_in_whole_rows(window):
+    """The last 6 of 19 tokens of row 0 and of 11 of row 1, in slots 3 and 1 of the
+    cache, whose other slots and layers hold something else."""
+    rng = np.random.default_rng(3)
+    rows, slots, ends, t = 2, np.array([3, 1], np.int32), np.array([19, 11]), 6
+    k, v = (rng.normal(size=(rows, 24, 2, 4)).astype(np.float32) for _ in range(2))
+    q = rng.normal(size=(rows, 24, 2, 3, 4)).astype(np.float32)
+    positions = np.broadcast_to(np.arange(24), (rows, 24))
+    seen_to = np.where(positions < ends[:, None], ends[:, None], 0)
+    where = (positions, seen_to, np.int32(window))
+    whole = attention.attend_rows(q, k, v, *where, scale=0.5)
+    tables = rng.normal(size=(2, 2, 5, 2, 24, 4)).astype(np.float32)
+    for table, part in zip(tables, (k, v), strict=True):
+        table[1, slots] = part.swapaxes(1, 2)
+    last = ends[:, None] - t + np.arange(t)
+    row = np.arange(rows)[:, None]
+    got = attention.attend_cache(
+        q[row, last],
+        *map(jnp.asarray, tables),
+        np.int32(1),
+        slots,
+        last,
+        np.int32(window),
+        np.int32(3),
+        block=8,
+        scale=0.5,
+    )
+    np.testing.assert_allclose(got, np.asarray(whole)[row, last], rtol=1e-5, atol=1e-6)
+
+
 def test_what_a_slot_held_before_reaches_nobody():
     """Numbers that are none, behind a row's position, in keys and values."""
     rng = np.random.default_rng(0)
     shape = (1, 2, 2, 16, 4)  # L, N, K, S, H
     k, v = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
-    q = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
+    q = rng.normal(size=(2, 1, 2, 3, 4)).astype(np.float32)
 
     def attended(k, v):
-        where = (np.int32(0), np.array([5, 9], np.int32), np.int32(99), np.int32(2))
+        at = np.array([[5], [9]], np.int32)
+        where = (np.int32(0), None, at, np.int32(99), np.int32(2))
         return np.asarray(attention.attend_cache(q, k, v, *where, block=8, scale=0.5))
 
     want = attended(k, v)

@@ -34,7 +34,7 @@ def test_lengths_are_the_limits_unless_said_otherwise(setting):
     assert workload.assumed(config) == workload.Load(512, (16, 16, 16))
     assert workload.assumed(config, 100, 9) == workload.Load(100, (9, 9, 9))
     assert workload.assumed(config, 100, 99).new == (16, 16, 16)
-    with pytest.raises(ConfigError, match=r"sampler.prompt_buckets ends at 512"):
+    with pytest.raises(ConfigError, match=r"513: sampler.prompt_buckets .* for 512"):
         workload.assumed(config, 513)
 
 
@@ -81,7 +81,29 @@ def test_filters_make_both_branches_possible(setting):
 def test_prompts_are_prefilled_by_full_calls(setting):
     config, (policy,) = setting({"sampler.prefill_rows": 3, "packing.rows": 8})
     # Rounded up to the 8 devices that rows are spread over.
-    assert workload.prefill(config, policy).calls == 1 + 1 + 1
+    use = workload.fill(config, policy, workload.assumed(config), "prefill", 512)
+    assert use.calls == 1 + 1 + 1
+
+
+def test_long_prompts_come_in_pieces(setting):
+    """Of 609 tokens: 512, then 64 and the padded rest."""
+    config, team = setting({"sampler.extend_buckets": (40, 64)})
+    context = config.sampler.context
+    assert workload.assumed(config).prompt == context - 16
+    with pytest.raises(ConfigError, match=rf"sampler.context leaves .* {context - 16}"):
+        workload.assumed(config, context - 15)
+    load = workload.Load(609, (16, 16, 16))
+    pieces = [("prefill", 512), ("extend", 64), ("extend", 40)]
+    assert workload.pieces(config, 609) == pieces
+    names = ["prefill/256", "prefill/512", "extend/40", "extend/64"]
+    uses = workload.uses(config, team, load, names)
+    assert [bool(use.calls) for use in uses.values()] == [False, True, True, True]
+    block = config.sampler.cache_block
+    assert uses["extend/64"].expected.turns == (-(-576 // block),)
+    twice = workload.fill(
+        config, team[0], workload.Load(512 + 128, load.new), "extend", 64
+    )
+    assert twice.calls == 2 * uses["extend/64"].calls
 
 
 def test_microbatches_hold_as_many_actions_as_fit(setting):
@@ -115,6 +137,7 @@ def test_every_program_has_a_use(setting):
     [
         ("prefill/512", ("prefill", 512, 0)),
         ("prefill/512/1", ("prefill", 512, 1)),
+        ("extend/64/1", ("extend", 64, 1)),
         ("decode", ("decode", 0, 0)),
         ("reference/2", ("reference", 0, 2)),
     ],

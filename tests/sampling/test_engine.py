@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import copy
 import dataclasses
 import functools
 
@@ -29,32 +28,10 @@ OPTIONS = Options(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Served:
-    engine: Engine
-    team: object
-
-    def running(self):
-        return self.engine.running([self.team.trainable], [self.team.frozen])
-
-    async def ask(self, requests):
-        """Samples of (agent, prompt, options, address), all asked for at once."""
-        async with self.running() as engine:
-            return await asyncio.gather(*(engine.generate(*r) for r in requests))
-
-
-@pytest.fixture(scope="module")
-def served(make_team):
-    """Warm engines by mode and mesh, compiled once each."""
-
-    @functools.cache
-    def make(mode="full", sizes=(1, 1, 1, 1)):
-        team = make_team(mode, sizes)
-        engine = Engine([team.policy], CONFIG, team.mesh, seed=11, stop_ids=2)
-        engine.warm_up([team.trainable], [team.frozen])
-        return Served(engine, team)
-
-    return make
+@pytest.fixture(scope="session")
+def served(serve):
+    """Warm engines by mode and mesh."""
+    return functools.partial(serve, CONFIG)
 
 
 @pytest.fixture(params=["full", "lora"])
@@ -119,14 +96,11 @@ async def test_a_prompt_that_several_have_in_common_is_prefilled_once(both):
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 2, 1, 1)])
-async def test_the_last_rows_are_decoded_together(make_team, served, mode, sizes):
+async def test_the_last_rows_are_decoded_together(serve, served, mode, sizes):
     """Lengths from 1 to 16: rows that are left move, and fewer places are computed. On
     a mesh every device has two or four rows."""
     config = dataclasses.replace(CONFIG, widths=(2, 4))
-    team = make_team(mode, sizes)
-    engine = Engine([team.policy], config, team.mesh, seed=11, stop_ids=2)
-    engine.warm_up([team.trainable], [team.frozen])
-    narrow, wide = Served(engine, team), served(mode, sizes)
+    narrow, wide = serve(config, mode, sizes), served(mode, sizes)
     requests = [
         (agent, prompt, dataclasses.replace(options, max_new=1 + 3 * (i % 6)), address)
         for i, (agent, prompt, options, address) in enumerate(
@@ -139,20 +113,19 @@ async def test_the_last_rows_are_decoded_together(make_team, served, mode, sizes
         np.testing.assert_array_equal(a.token_ids, b.token_ids)
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
         assert a.finish == b.finish
-    before, after = wide.engine.take_stats(), engine.take_stats()
+    before, after = wide.engine.take_stats(), narrow.engine.take_stats()
     assert before.new_tokens == after.new_tokens == sum(len(s.token_ids) for s in want)
     assert after.new_tokens <= after.row_steps < 0.9 * before.row_steps
     again = await narrow.ask(requests[::-1])
     assert [s.finish for s in again[::-1]] == [s.finish for s in want]
 
 
-async def test_rows_that_meet_a_stop_string_do_not_come_back_when_others_move(served):
+async def test_rows_that_meet_a_stop_string_do_not_come_back_when_others_move(
+    serve, served
+):
     """Their slots run on until the others hear of it; a row that moves there lives."""
     plain = served("lora")
-    config = dataclasses.replace(CONFIG, widths=(1, 2, 4))
-    engine = Engine([plain.team.policy], config, plain.team.mesh, seed=11, stop_ids=2)
-    engine.warm_up([plain.team.trainable], [plain.team.frozen])
-    narrow = Served(engine, plain.team)
+    narrow = serve(dataclasses.replace(CONFIG, widths=(1, 2, 4)), "lora")
 
     def cut(tokens):
         return 3 if len(tokens) >= 3 else None
@@ -389,56 +362,6 @@ def test_slots_that_do_not_divide_the_mesh_are_refused_by_name(make_team):
 # -- several hosts ----------------------------------------------------------------
 
 
-class Joined:
-    """Hosts in one process, whose gatherings meet in one event loop."""
-
-    def __init__(self, count):
-        self.count, self.stopping = count, False
-        self._told, self._met = {}, asyncio.Event()
-
-    def host(self, index):
-        hosts = self
-
-        class Host:
-            count = hosts.count
-
-            def __init__(self):
-                self.index, self.stopping = index, False
-
-            async def gather(self, value):
-                return await hosts._gather(self, value)
-
-        return Host()
-
-    async def _gather(self, host, value):
-        told, met = self._told, self._met
-        told[host.index] = (host.stopping, value)
-        if len(told) == self.count:
-            self._told, self._met = {}, asyncio.Event()
-            met.set()
-        await met.wait()
-        if any(stopping for stopping, _ in told.values()):
-            raise Stopped("a host was told to stop")
-        return [told[i][1] for i in range(self.count)]
-
-
-@pytest.fixture
-def two_hosts(served):
-    """Two engines over the same compiled programs, joined, and their hosts."""
-
-    def make():
-        joined, made = Joined(2), []
-        for index in (0, 1):
-            one = served()
-            engine = copy.copy(one.engine)
-            engine._hosts, engine._pools = joined.host(index), {}
-            engine.stats = engines.Stats()
-            made.append((dataclasses.replace(one, engine=engine), engine._hosts))
-        return made
-
-    return make
-
-
 async def test_two_hosts_sample_what_one_does(two_hosts, served):
     """Each its own requests, unequally many, some with stop strings: both keep the
     same schedule, and the one that is done goes on taking part."""
@@ -449,7 +372,7 @@ async def test_two_hosts_sample_what_one_does(two_hosts, served):
     requests = make_requests(9)
     requests.append(request(max_new=12, stopped_at=stopped_at))
     alone = await served().ask(requests)
-    (one, _), (two, _) = two_hosts()
+    (one, _), (two, _) = two_hosts(served())
     first, second = await asyncio.gather(one.ask(requests[:2]), two.ask(requests[2:]))
     for got, want in zip([*first, *second], alone, strict=True):
         assert_same(got, want)
@@ -458,9 +381,11 @@ async def test_two_hosts_sample_what_one_does(two_hosts, served):
 
 
 @pytest.mark.parametrize("told", [0, 1])
-async def test_a_host_that_waits_elsewhere_stops_with_the_others(two_hosts, told):
+async def test_a_host_that_waits_elsewhere_stops_with_the_others(
+    two_hosts, served, told
+):
     """Nobody of the first asks for anything when the word comes."""
-    hosts = two_hosts()
+    hosts = two_hosts(served())
 
     async def busy(served):
         async with served.running() as engine:

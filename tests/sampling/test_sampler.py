@@ -208,7 +208,15 @@ def run(make_team, micro):
     def both(request, tokens, lengths):
         slots = sampler.empty_slots(init_cache(micro, B, CONTEXT), 2)
         whole = functools.partial(model.apply, {"params": params})
-        slots = sampler.prefill(whole, slots, jnp.arange(B), tokens, lengths, request)
+        prompts = sampler.Prompts(
+            slot=jnp.arange(B),
+            tokens=tokens,
+            start=jnp.zeros_like(lengths),
+            length=lengths,
+            ends=jnp.ones((B,), bool),
+            request=request,
+        )
+        slots = sampler.prefill(whole, slots, prompts)
         cancelled = jnp.zeros((B,), bool)
 
         def forward(tokens, positions, cache, blocks):

@@ -1,5 +1,6 @@
 """Chats in, recorded actions out."""
 
+import contextlib
 import types
 
 import numpy as np
@@ -33,20 +34,32 @@ class ScriptedEngine:
     def __init__(self, reply):
         self.reply = reply
         self.asked = []
+        self.open = []
 
-    async def generate(self, agent, prompt, options, address):
+    @contextlib.contextmanager
+    def conversation(self):
+        self.open.append(object())
+        yield self.open[-1]
+        self.open.pop()
+
+    async def generate(self, agent, prompt, options, address, talk=None, *, last=False):
         self.asked.append(
             types.SimpleNamespace(
-                agent=agent, prompt=prompt, options=options, address=address
+                agent=agent,
+                prompt=prompt,
+                options=options,
+                address=address,
+                conversation=talk,
+                last=last,
             )
         )
         ids = np.asarray([ord(c) for c in self.reply] + [0], np.int32)
         return Sample(ids, np.zeros(len(ids), np.float32), "stop")
 
 
-def seat(temperature=None, index=1, **config):
+def seat(name="solver", temperature=None, index=1, **config):
     config = AgentConfig(**({"max_new_tokens": 7} | config))
-    return Seat("solver", index, config, WordTokenizer(), temperature)
+    return Seat(name, index, config, WordTokenizer(), temperature)
 
 
 def address(**changes):
@@ -76,6 +89,35 @@ async def test_turns_count_and_have_their_own_address():
     actions = [await agent.act(CHAT) for _ in range(3)]
     assert [a.turn for a in actions] == [0, 1, 2]
     assert len({a.address for a in engine.asked}) == 3
+
+
+async def test_turns_of_a_conversation_are_asked_for_as_such():
+    """The last that the config allows is asked for as the last."""
+    engine = ScriptedEngine("x")
+    agent = team_of(engine, max_turns=3)["solver"]
+    with agent.conversation() as talking:
+        (talk,) = engine.open
+        for _ in range(3):
+            await talking.act(CHAT)
+    assert engine.open == []
+    await agent.act(CHAT)
+    assert [a.conversation for a in engine.asked] == [talk] * 3 + [None]
+    assert [a.last for a in engine.asked] == [False, False, True, True]
+
+
+async def test_nobody_else_acts_within_a_conversation():
+    """The slot is held, and the other might wait for one for ever."""
+    seats = {name: seat(name) for name in ("solver", "critic")}
+    team = EpisodeTeam(seats, ScriptedEngine("x"), address(), lambda i, a: None)
+    with team["solver"].conversation() as solver:
+        await solver.act(CHAT)
+        with pytest.raises(RuntimeError, match="conversation of solver"):
+            await team["critic"].act(CHAT)
+        with pytest.raises(RuntimeError, match="conversation of solver"):
+            with team["critic"].conversation():
+                pass
+        await solver.act(CHAT)
+    await team["critic"].act(CHAT)
 
 
 @pytest.mark.parametrize(
