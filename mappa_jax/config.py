@@ -73,7 +73,7 @@ class SamplerConfig:
     # otherwise, so a sample may then depend on when its neighbours end.
     widths: tuple[int, ...] = ()
     # Of the KV cache; "compute" is config.dtype.
-    kv_dtype: Literal["compute", "bfloat16", "float8_e4m3fn"] = "compute"
+    kv_dtype: Literal["compute", "bfloat16", "float8_e4m3fn", "int8"] = "compute"
 
 
 @dataclasses.dataclass(frozen=True)

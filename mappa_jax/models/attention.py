@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from mappa_jax.models import cache as caches
+from mappa_jax.models.cache import Cache
+
 ATTENTION = "attention"  # what `remat` may keep: results, and their log-sum-exp
 SHORTEST_BLOCK = 256
 MOST_BLOCKS = 32  # that a row is cut into
@@ -233,8 +236,7 @@ def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
 @jax.named_scope("cache_attention")
 def attend_cache(
     q_NxTxKxGxH: jax.Array,
-    k_LxBxKxSxH: jax.Array,
-    v_LxBxKxSxH: jax.Array,
+    cache: Cache,
     layer: jax.Array,
     rows_N: jax.Array | None,
     positions_NxT: jax.Array,
@@ -253,7 +255,7 @@ def attend_cache(
 
     Args:
       q_NxTxKxGxH: queries.
-      k_LxBxKxSxH: and v, the cache, which holds the tokens' own keys already.
+      cache: it holds the tokens' own keys and values already.
       layer: [] int32.
       rows_N: [N] int32, the cache's rows; None: its first N.
       positions_NxT: int32, the queries'.
@@ -270,21 +272,16 @@ def attend_cache(
     q = q_NxTxKxGxH.swapaxes(1, 2).reshape(n, kv_heads, t * group, head_dim)
     positions = jnp.repeat(positions_NxT, group, axis=1)
 
-    def block_of(table, j):
-        def slab(row, rows):
-            size = (1, rows, kv_heads, block, head_dim)
-            at = (layer, row, 0, j * block, 0)
-            return jax.lax.dynamic_slice(table, at, size)[0]
-
-        if rows_N is None:
-            return slab(0, n).astype(dtype)
-        return jax.vmap(lambda row: slab(row, 1)[0])(rows_N).astype(dtype)
-
     def body(carry):
         j, top, total, out = carry
-        k, v = block_of(k_LxBxKxSxH, j), block_of(v_LxBxKxSxH, j)
+        part = caches.read(
+            cache, layer, n if rows_N is None else rows_N, j * block, block
+        )
+        k, v = part.k.astype(dtype), part.v.astype(dtype)
         scores = jnp.einsum("nkqh,nksh->nkqs", q, k, preferred_element_type=jnp.float32)
         scores *= scale
+        if part.k_scale is not None:
+            scores *= part.k_scale[:, :, None]
         gap = positions[:, :, None] - (j * block + jnp.arange(block))
         seen = (gap >= 0) & (gap < window)
         # What a slot's last row left there may be no number, and 0 * NaN is none.
@@ -295,8 +292,10 @@ def attend_cache(
         weights = jnp.where(seen, jnp.exp(scores - new_top[..., None]), 0.0)
         decay = jnp.exp(top - new_top)
         total = total * decay + weights.sum(-1)
-        part = jnp.einsum("nkqs,nksh->nkqh", weights.astype(v.dtype), v)
-        return j + 1, new_top, total, out * decay[..., None] + part
+        if part.v_scale is not None:
+            weights *= part.v_scale[:, :, None]
+        new = jnp.einsum("nkqs,nksh->nkqh", weights.astype(v.dtype), v)
+        return j + 1, new_top, total, out * decay[..., None] + new
 
     start = (
         jnp.zeros((), jnp.int32),

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from mappa_jax.models import attention
+from mappa_jax.models import cache as caches
+from mappa_jax.models.cache import Cache
 from mappa_jax.models.config import ModelConfig, Rope
 from mappa_jax.parallel.mesh import Layout
 
@@ -44,13 +46,6 @@ REMAT: Mapping[str, Any] = {
         offload_dst="pinned_host",
     ),
 }
-
-
-class Cache(NamedTuple):
-    """Keys and values of all layers: [L, N, K, S, H] each."""
-
-    k: jax.Array
-    v: jax.Array
 
 
 class Adapters(NamedTuple):
@@ -79,14 +74,6 @@ class Context(NamedTuple):
     local_rope: tuple[jax.Array, jax.Array]
     blocks: jax.Array | None
     adapted: tuple[jax.Array, jax.Array] | None  # scale_A, row_agent_N
-
-
-def init_cache(
-    cfg: ModelConfig, rows: int, slots: int, dtype: Any = jnp.float32
-) -> Cache:
-    """An empty cache for `rows` rows of `slots` tokens."""
-    shape = (cfg.n_layers, rows, cfg.n_kv_heads, slots, cfg.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> jax.Array:
@@ -231,11 +218,10 @@ class Block(nn.Module):
             if self.keep_kv:
                 kept = Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
         else:
-            cache = _write(cache, index, ctx.slots, k, v, ctx.positions)
+            cache = caches.write(cache, index, ctx.slots, k, v, ctx.positions)
             out = attention.attend_cache(
                 q,
-                cache.k,
-                cache.v,
+                cache,
                 index,
                 ctx.slots,
                 ctx.positions,
@@ -255,27 +241,6 @@ class Block(nn.Module):
         out = place(dense("down", cfg.d_model, cfg.mlp_bias, wide), *apart)
         x += norm("mlp_out_norm")(out) if cfg.post_norms else out
         return (place(x, *apart), cache), kept
-
-
-def cache_cast(x: jax.Array, dtype: Any) -> jax.Array:
-    """Keys or values as the cache holds them. A float8 has no infinity, and what is too
-    large for it would become NaN: the largest it has stands for that."""
-    if jnp.finfo(dtype).bits == 8:
-        most = float(jnp.finfo(dtype).max)
-        x = jnp.clip(x, -most, most)
-    return x.astype(dtype)
-
-
-def _write(cache: Cache, layer, rows_N, k_NxTxKxH, v_NxTxKxH, positions_NxT) -> Cache:
-    """Keys and values at their rows (None: the first N) and positions; what lies beyond
-    the cache is dropped."""
-    rows = jnp.arange(k_NxTxKxH.shape[0]) if rows_N is None else rows_N
-
-    def put(table, new):
-        new = cache_cast(new, table.dtype)
-        return table.at[layer, rows[:, None], :, positions_NxT].set(new, mode="drop")
-
-    return Cache(put(cache.k, k_NxTxKxH), put(cache.v, v_NxTxKxH))
 
 
 class Decoder(nn.Module):

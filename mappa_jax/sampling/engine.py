@@ -30,7 +30,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from mappa_jax.config import ConfigError, SamplerConfig
 from mappa_jax.hosts import HostLost, Hosts, OneHost, Stopped
-from mappa_jax.models.decoder import init_cache, logits
+from mappa_jax.models.cache import init_cache
+from mappa_jax.models.decoder import logits
 from mappa_jax.models.policy import Policy
 from mappa_jax.parallel import mesh as meshlib
 from mappa_jax.sampling import sampler

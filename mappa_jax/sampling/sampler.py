@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mappa_jax.models.decoder import Cache, cache_cast
+from mappa_jax.models.cache import Cache, write_rows
 
 NEVER = -1e30
 
@@ -137,12 +137,7 @@ def prefill(
     length = prompts.length[:, None]
     ends = jnp.where(positions < length, length, 0)
     _, kept = model(prompts.tokens, positions, ends, keep_kv=True)
-
-    def put(table, part):
-        part = cache_cast(part, table.dtype)
-        return table.at[:, prompts.slot, :, :t].set(part, mode="drop")
-
-    cache = Cache(put(slots.cache.k, kept.k), put(slots.cache.v, kept.v))
+    cache = write_rows(slots.cache, prompts.slot, kept)
     return _begun(slots, prompts)._replace(cache=cache)
 
 
@@ -162,11 +157,9 @@ def extend(
       prompts: what goes where. What the cache holds from `start` on is given up.
       blocks: [] int32, blocks of the cache that are read.
     """
-    p, t = prompts.tokens.shape
-    place = jnp.arange(t, dtype=jnp.int32)
-    beyond = slots.cache.k.shape[3]
+    place = jnp.arange(prompts.tokens.shape[1], dtype=jnp.int32)
     real = place < prompts.length[:, None]
-    positions = jnp.where(real, prompts.start[:, None] + place, beyond)
+    positions = jnp.where(real, prompts.start[:, None] + place, slots.cache.length)
     _, cache = model(
         prompts.tokens,
         positions,
@@ -183,7 +176,7 @@ def _begun(slots: Slots, prompts: Prompts) -> Slots:
     # Every step of `decode` feeds the tokens of all rows. That of half a prompt has a
     # place beyond the cache, where nothing is written.
     last_at = prompts.start + prompts.length - 1
-    last_at = jnp.where(prompts.ends, last_at, slots.cache.k.shape[3])
+    last_at = jnp.where(prompts.ends, last_at, slots.cache.length)
     last = jnp.take_along_axis(prompts.tokens, prompts.length[:, None] - 1, 1)[:, 0]
 
     def put(table, part):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mappa_jax.models import attention
-from mappa_jax.models.decoder import cache_cast
+from mappa_jax.models.cache import Cache, init_cache, stored, write, write_rows
 
 N, K, G, H = 2, 2, 3, 4
 WHOLE = 10**6
@@ -158,7 +158,7 @@ def test_tokens_over_a_cache_see_what_they_see_in_whole_rows(window):
     row = np.arange(rows)[:, None]
     got = attention.attend_cache(
         q[row, last],
-        *map(jnp.asarray, tables),
+        Cache(*map(jnp.asarray, tables)),
         np.int32(1),
         slots,
         last,
@@ -180,7 +180,8 @@ def test_what_a_slot_held_before_reaches_nobody():
     def attended(k, v):
         at = np.array([[5], [9]], np.int32)
         where = (np.int32(0), None, at, np.int32(99), np.int32(2))
-        return np.asarray(attention.attend_cache(q, k, v, *where, block=8, scale=0.5))
+        cache = Cache(jnp.asarray(k), jnp.asarray(v))
+        return np.asarray(attention.attend_cache(q, cache, *where, block=8, scale=0.5))
 
     want = attended(k, v)
     for row, first in ((0, 6), (1, 10)):
@@ -191,6 +192,49 @@ def test_what_a_slot_held_before_reaches_nobody():
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16"])
 def test_what_is_too_large_for_the_cache_is_its_largest(dtype):
     large = np.asarray([1e9, -1e9, 0.5], np.float32)
-    got = np.asarray(cache_cast(jnp.asarray(large), jnp.dtype(dtype)), np.float32)
+    got = np.asarray(stored(jnp.asarray(large), jnp.dtype(dtype))[0], np.float32)
     assert np.isfinite(got).all()
     assert got[0] == -got[1] >= 448 and got[2] == 0.5
+
+
+def test_a_cache_of_int8_is_within_half_a_step_of_what_was_written(micro):
+    """Of a 127th of the largest magnitude of a head; zeros stay zeros."""
+    rng = np.random.default_rng(5)
+    shape = (micro.n_layers, 2, micro.n_kv_heads, 6, micro.head_dim)  # L, N, K, T, H
+    k, v = (rng.normal(0, 3, shape).astype(np.float32) for _ in range(2))
+    k[:, :, :, 2] = 0
+    cache = init_cache(micro, 4, 8, jnp.int8)
+    cache = write_rows(cache, jnp.array([3, 4]), Cache(k, v))  # the second is dropped
+    later = rng.normal(size=(2, 1, micro.n_kv_heads, micro.head_dim))
+    at = np.array([[6], [8]])  # the second lies beyond the cache
+    cache = write(cache, np.int32(1), jnp.array([3, 0]), later, later, at)
+    for values, scale, want in (
+        (cache.k, cache.k_scale, k),
+        (cache.v, cache.v_scale, v),
+    ):
+        got = np.array(values * scale[..., None])
+        most = np.abs(want).max(-1, keepdims=True)
+        assert (np.abs(got[:, 3, :, :6] - want[:, 0]) <= most[:, 0] / 254 * 1.001).all()
+        np.testing.assert_allclose(got[1, 3, :, 6], later[0, 0], atol=0.02)
+        got[:, 3, :, :7] = 0
+        assert not got.any()
+    assert not np.asarray(cache.k)[:, 3, :, 2].any()
+
+
+def test_attention_over_int8_is_that_over_the_numbers_they_stand_for():
+    rng = np.random.default_rng(6)
+    k, v = (rng.normal(size=(1, 2, 2, 16, 4)).astype(np.float32) for _ in range(2))
+    (k8, k_scale), (v8, v_scale) = stored(k, jnp.int8), stored(v, jnp.int8)
+    q = rng.normal(size=(2, 3, 2, 3, 4)).astype(np.float32)
+    at = np.array([[3, 4, 5], [11, 12, 13]], np.int32)
+    where = (np.int32(0), None, at, np.int32(99), np.int32(2))
+
+    def attended(cache):
+        return np.asarray(attention.attend_cache(q, cache, *where, block=8, scale=0.5))
+
+    got = attended(Cache(k8, v8, k_scale, v_scale))
+    plain = Cache(k8 * k_scale[..., None], v8 * v_scale[..., None])
+    np.testing.assert_allclose(got, attended(plain), rtol=1e-5, atol=1e-6)
+    assert (
+        0 < np.abs(got - attended(Cache(jnp.asarray(k), jnp.asarray(v)))).max() < 0.05
+    )

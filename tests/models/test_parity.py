@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mappa_jax.models import hf
+from mappa_jax.models.cache import init_cache
 from mappa_jax.models.config import ModelError, from_hf, to_hf
-from mappa_jax.models.decoder import Decoder, init_cache, logits
+from mappa_jax.models.decoder import Decoder, logits
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(p.name for p in GOLDEN.iterdir())

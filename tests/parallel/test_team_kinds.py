@@ -332,7 +332,7 @@ def test_what_is_kept_for_the_backward_pass_shrinks_by_name(make_team):
 
 
 @pytest.mark.parametrize(
-    "kv", [pytest.param("bfloat16", marks=pytest.mark.slow), "float8_e4m3fn"]
+    "kv", [pytest.param("bfloat16", marks=pytest.mark.slow), "float8_e4m3fn", "int8"]
 )
 def test_a_cache_of_fewer_bits_samples_nearly_the_same(make_team, plain, kv):
     sampler = dataclasses.replace(plain.config.sampler, kv_dtype=kv)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mappa_jax.models.decoder import Decoder, init_cache, logits
+from mappa_jax.models.cache import init_cache
+from mappa_jax.models.decoder import Decoder, logits
 from mappa_jax.models.policy import agent_params
 from mappa_jax.sampling import sampler
 
