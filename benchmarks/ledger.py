@@ -409,7 +409,9 @@ async def measure(config: Any, cache: Path, repeats: int) -> dict[str, Any]:
             found, state = learning(
                 run, state, watched.packed, ceiling * devices, repeats
             )
-            weights = tuple(zip(state.trainable, run.frozen, strict=True))
+            engine = run.stage.engine
+            groups = zip(engine._programs, state.trainable, run.frozen, strict=True)
+            weights = tuple(p.hand_over(own, base) for p, own, base in groups)
             found = [
                 *prefills(run, weights, ceiling * devices, repeats),
                 *decodes(run, weights, chip.bandwidth * devices, repeats),

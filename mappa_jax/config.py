@@ -72,6 +72,10 @@ class SamplerConfig:
     # are left, those that are move together. Products of another size may round
     # otherwise, so a sample may then depend on when its neighbours end.
     widths: tuple[int, ...] = ()
+    # How decoding and prefills read the weights: as they are, or rounded to int8 once
+    # before every rollout. What is sampled from then differs a little from what is
+    # trained; objective.old_logprobs="recompute" weighs that.
+    weights: Literal["compute", "int8"] = "compute"
     # Of the KV cache; "compute" is config.dtype.
     kv_dtype: Literal["compute", "bfloat16", "float8_e4m3fn", "int8"] = "compute"
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mappa_jax.models import int8
 from mappa_jax.models.config import ModelConfig
 
 
@@ -53,10 +54,8 @@ def stored(x: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
     stands for that.
     """
     if jnp.dtype(dtype) == jnp.int8:
-        x = x.astype(jnp.float32)
-        scale = jnp.abs(x).max(-1) / 127
-        steps = x / jnp.where(scale > 0, scale, 1.0)[..., None]
-        return jnp.round(steps).astype(jnp.int8), scale
+        steps, scale = int8.rounded(x, -1)
+        return steps, scale[..., 0]
     if jnp.finfo(dtype).bits == 8:
         most = float(jnp.finfo(dtype).max)
         x = jnp.clip(x, -most, most)

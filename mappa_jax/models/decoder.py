@@ -123,7 +123,8 @@ class RMSNorm(nn.Module):
 
 
 class Dense(nn.Module):
-    """x W (+ bias) (+ the row's adapter). W is [in, out]."""
+    """x W (+ bias) (+ the row's adapter). W is [in, out], or int8 and a scale for each
+    output (int8.params)."""
 
     features: int
     use_bias: bool
@@ -135,6 +136,9 @@ class Dense(nn.Module):
             "kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features)
         )
         y = x @ kernel.astype(self.dtype)
+        if self.has_variable("params", "scale"):
+            scale = self.get_variable("params", "scale")[0]
+            y = (y * scale).astype(self.dtype)
         if adapter is not None:
             y += _adapt(x, *adapter).astype(self.dtype)
         if self.use_bias:
@@ -304,6 +308,8 @@ class Decoder(nn.Module):
         if not cfg.tie_embeddings:
             self.param("head", nn.initializers.normal(0.02), embed.shape)
         x = self.layout.constrain(embed[tokens_NxT], self.rows, None, None)
+        if self.has_variable("params", "embed_scale"):
+            x = x * self.get_variable("params", "embed_scale")[tokens_NxT]
         x = x.astype(self.dtype)
         x *= jnp.asarray(cfg.embed_scale, self.dtype)
         table = rope_table(cfg.rope, cfg.head_dim, positions_NxT)
@@ -363,5 +369,8 @@ def logits(params: Mapping[str, Any], cfg: ModelConfig, hidden: jax.Array) -> ja
     """[..., D] -> [..., V] float32, soft-capped where the family does."""
     head = head_weights(params, cfg).astype(hidden.dtype)
     out = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+    name = "embed_scale" if cfg.tie_embeddings else "head_scale"
+    if name in params:
+        out *= params[name][:, 0]
     cap = cfg.final_softcap
     return cap * jnp.tanh(out / cap) if cap else out

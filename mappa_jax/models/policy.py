@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,6 +142,17 @@ class Policy:
         if self.mode != "lora":
             return own, None
         return frozen, self.adapters(own, scale_A, row_agent)
+
+    def in_int8(
+        self, trainable: Any, frozen: Any, rounded: Callable[[Any], Any]
+    ) -> tuple[Any, Any]:
+        """What `for_sampling` reads of (trainable, frozen), with its matrices in int8
+        by `int8.params` or `int8.param_shapes`; adapters stay as they are."""
+        if self.mode == "lora":
+            return trainable, rounded(frozen)
+        if self.trainable:
+            return rounded(trainable), None
+        return None, rounded(frozen)
 
     def for_sampling(self, trainable: Any, frozen: Any) -> tuple[Any, Any]:
         """(params, adapters) of the rows, by slice of the mesh.

@@ -223,7 +223,7 @@ def uses(
         elif kind == "update":  # groups side by side: the longest of them
             calls = updates * config.optimizer.epochs
             out[name] = Use(calls, Expected(max(turns)))
-        elif kind == "credit":
+        elif kind in ("credit", "round"):
             out[name] = Use(1)
         else:
             raise KeyError(f"no use is known of the program {name!r}")

@@ -30,6 +30,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from mappa_jax.config import ConfigError, SamplerConfig
 from mappa_jax.hosts import HostLost, Hosts, OneHost, Stopped
+from mappa_jax.models import int8
 from mappa_jax.models.cache import init_cache
 from mappa_jax.models.decoder import logits
 from mappa_jax.models.policy import Policy
@@ -260,12 +261,20 @@ class Program:
 
         Returns:
           By name: "empty", "decode", "clone", "prefill/512" and "extend/512" for a
-          bucket of 512 tokens, and if there are widths "move" and "narrow/8" for the
-          decoding of 8 rows of every device.
+          bucket of 512 tokens, if there are widths "move" and "narrow/8" for the
+          decoding of 8 rows of every device, and with weights in int8 "round".
         """
         slots = self.slot_shapes()
         placed = jax.tree.map(lambda s: s.sharding, slots)
         weights = meshlib.shapes_of((trainable, frozen))
+        rounding = {}
+        if self._config.weights == "int8":
+            kept = self.policy.in_int8(*weights, int8.param_shapes)
+            rounding["round"] = jax.jit(
+                functools.partial(self.policy.in_int8, rounded=int8.params),
+                out_shardings=jax.tree.map(lambda s: s.sharding, kept),
+            ).lower(*weights)
+            weights = kept
 
         def whole(dtype: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((), dtype, sharding=self._whole)
@@ -297,7 +306,7 @@ class Program:
         out = {
             "empty": jax.jit(self._empty_slots, out_shardings=placed).lower(),
             "decode": decode(None),
-        }
+        } | rounding
         over = self.policy.layout
 
         def copies(function: Callable, *args: Any) -> jax.stages.Lowered:
@@ -409,6 +418,12 @@ class Program:
 
     def _placed(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: meshlib.place(x, self._on_grid), tree)
+
+    def hand_over(self, trainable: Any, frozen: Any) -> tuple[Any, Any]:
+        """What the other programs read as `weights`: these themselves, or in int8."""
+        if self._config.weights == "compute":
+            return trainable, frozen
+        return self._run["round"](trainable, frozen)
 
     def empty(self) -> sampler.Slots:
         return self._run["empty"]()
@@ -617,7 +632,8 @@ class Engine:
     @contextlib.asynccontextmanager
     async def running(self, trainable: Sequence[Any], frozen: Sequence[Any]):
         """Serves `generate` with these weights, by group, until the block ends."""
-        self._weights = tuple(zip(trainable, frozen, strict=True))
+        groups = zip(self._programs, trainable, frozen, strict=True)
+        self._weights = tuple(p.hand_over(own, base) for p, own, base in groups)
         self._message, self._mine = _Message(), {}
         self._error = None
         self._wake = asyncio.Event()

@@ -8,10 +8,12 @@ import functools
 import jax
 import numpy as np
 import pytest
+from restored import restored
 from scopes_of import scopes
 
 from mappa_jax.config import ConfigError, SamplerConfig
 from mappa_jax.hosts import Stopped
+from mappa_jax.models import int8
 from mappa_jax.sampling import engine as engines
 from mappa_jax.sampling.engine import Engine, Options, PromptTooLong
 
@@ -182,6 +184,30 @@ async def test_logprobs_are_those_of_the_full_forward(both):
     ):
         tokens = np.concatenate([prompt, sample.token_ids])
         scores = both.team.scores(agent, tokens)[len(prompt) - 1 : -1] / 0.8
+        logp = np.asarray(jax.nn.log_softmax(scores))
+        want = logp[np.arange(len(sample.token_ids)), sample.token_ids]
+        np.testing.assert_allclose(sample.logprobs, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 1, 2, 2)])
+async def test_weights_in_int8_sample_as_the_numbers_they_stand_for(serve, mode, sizes):
+    """And with them the weights that are trained stay as they are."""
+    config = dataclasses.replace(CONFIG, weights="int8", extend_buckets=(8,))
+    one = serve(config, mode, sizes)
+    own, base = one.team.trainable, one.team.frozen
+    small = one.engine._programs[0].hand_over(own, base)
+    weights = jax.tree.leaves(small[1 if mode == "lora" else 0])
+    assert {str(x.dtype) for x in weights} == {"int8", "float32"}
+    own, base = jax.device_get(one.team.policy.in_int8(own, base, int8.params))
+    floats = (own, restored(base)) if mode == "lora" else (restored(own), base)
+    rounded = dataclasses.replace(one.team, trainable=floats[0], frozen=floats[1])
+    requests = make_requests(4, temperature=0.8, top_k=0, top_p=1.0, stop_ids=())
+    for (agent, prompt, *_), sample in zip(
+        requests, await one.ask(requests), strict=True
+    ):
+        tokens = np.concatenate([prompt, sample.token_ids])
+        scores = rounded.scores(agent, tokens)[len(prompt) - 1 : -1] / 0.8
         logp = np.asarray(jax.nn.log_softmax(scores))
         want = logp[np.arange(len(sample.token_ids)), sample.token_ids]
         np.testing.assert_allclose(sample.logprobs, want, atol=1e-4)
