@@ -85,20 +85,34 @@ def _seen(queries, keys, window) -> jax.Array:
     return seen & (at_Q[:, None] < ends_NxK[:, None, :])
 
 
+def inner(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Inner products along the last axis, which is kept. XLA's CPU backend sums a
+    product of two arrays several times as fast when it is asked for as a dot."""
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.einsum("...d,...d->...", a, b, precision=exact)[..., None]
+
+
 class _Blocks(NamedTuple):
-    """A row in pieces: [N, K, G, B, H] for a block of queries, [N, K, B, H] of keys."""
+    """A row in pieces: [N, K, G, B, H] for a block of queries, [N, K, B, H] of keys,
+    or with the last two axes swapped.
+
+    A product that sums over queries takes them swapped, so that the pairs' numbers, the
+    largest of all by far, are never transposed.
+    """
 
     size: int
     where: tuple[jax.Array, jax.Array, jax.Array]
 
-    def of(self, x: jax.Array, i: jax.Array) -> jax.Array:
-        """Block i along the axis before the last."""
-        return jax.lax.dynamic_slice_in_dim(x, i * self.size, self.size, x.ndim - 2)
+    def of(self, x: jax.Array, i: jax.Array, axis: int = -2) -> jax.Array:
+        """Block i along the axis of tokens."""
+        return jax.lax.dynamic_slice_in_dim(x, i * self.size, self.size, axis)
 
-    def put(self, x: jax.Array, part: jax.Array, i: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(x, part, i * self.size, x.ndim - 2)
+    def put(
+        self, x: jax.Array, part: jax.Array, i: jax.Array, axis: int = -2
+    ) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, part, i * self.size, axis)
 
-    def scores(self, q, k, i, j, scale) -> tuple[jax.Array, jax.Array]:
+    def scores(self, q, k_swapped, i, j, scale) -> tuple[jax.Array, jax.Array]:
         """Of block i's queries and block j's keys, [N, K, G, B, B] float32; and who
         sees whom, [N, 1, 1, B, B]."""
         positions, ends, window = self.where
@@ -111,7 +125,7 @@ class _Blocks(NamedTuple):
         own_ends = jax.lax.dynamic_slice_in_dim(ends, j * self.size, self.size, 1)
         seen = _seen(places(i), (*places(j), own_ends), window)
         scores = jnp.einsum(
-            "nkgth,nksh->nkgts", q, k, preferred_element_type=jnp.float32
+            "nkgth,nkhs->nkgts", q, k_swapped, preferred_element_type=jnp.float32
         )
         return scores * scale, seen[:, None, None]
 
@@ -128,7 +142,7 @@ def _attend_blocks_fwd(q, k, v, where, scale, block):
     # loop, and keep it for all pairs.
     pairs = _pairs(q.shape[3] // block)
     q, where, pairs = jax.lax.optimization_barrier((q, where, pairs))
-    blocks = _Blocks(block, where)
+    blocks, k_swapped = _Blocks(block, where), k.swapaxes(-1, -2)
 
     def step(carry, pair):
         out, lse, state = carry
@@ -137,7 +151,8 @@ def _attend_blocks_fwd(q, k, v, where, scale, block):
         top, total, acc = jax.tree.map(
             lambda x, x0: jnp.where(first, x0, x), state, new
         )
-        scores, seen = blocks.scores(blocks.of(q, i), blocks.of(k, j), i, j, scale)
+        keys = blocks.of(k_swapped, j, -1)
+        scores, seen = blocks.scores(blocks.of(q, i), keys, i, j, scale)
         scores = jnp.where(seen, scores, MASKED)
         higher = jnp.maximum(top, scores.max(-1, keepdims=True))
         weights = jnp.where(seen, jnp.exp(scores - higher), 0.0)
@@ -174,37 +189,40 @@ def _attend_blocks_bwd(scale, block, kept, grad):
     blocks = _Blocks(block, where)
     grad = _pad(jnp.moveaxis(grad, 1, 3), block)
     # Of the softmax: the same for all keys of a query.
-    dot = jnp.sum(grad.astype(jnp.float32) * out, -1, keepdims=True)
+    dot = inner(grad.astype(jnp.float32), out.astype(jnp.float32))
+    swapped = [x.swapaxes(-1, -2) for x in (q, k, v, grad)]
+    q_swapped, k_swapped, v_swapped, grad_swapped = swapped
 
     def step(carry, pair):
         dq, dk, dv = carry
         i, j = pair
-        own_q, own_k, own_grad = blocks.of(q, i), blocks.of(k, j), blocks.of(grad, i)
-        scores, seen = blocks.scores(own_q, own_k, i, j, scale)
+        keys = blocks.of(k_swapped, j, -1)
+        scores, seen = blocks.scores(blocks.of(q, i), keys, i, j, scale)
         weights = jnp.where(seen, jnp.exp(scores - blocks.of(lse, i)), 0.0)
         inner = jnp.einsum(
-            "nkgth,nksh->nkgts",
-            own_grad,
-            blocks.of(v, j),
+            "nkgth,nkhs->nkgts",
+            blocks.of(grad, i),
+            blocks.of(v_swapped, j, -1),
             preferred_element_type=jnp.float32,
         )
         slope = (weights * (inner - blocks.of(dot, i)) * scale).astype(q.dtype)
         weights = weights.astype(v.dtype)
 
-        def add(total, i, how, *of):
+        def add(total, i, axis, how, *of):
             part = jnp.einsum(how, *of, preferred_element_type=jnp.float32)
-            return blocks.put(total, blocks.of(total, i) + part, i)
+            return blocks.put(total, blocks.of(total, i, axis) + part, i, axis)
 
-        dq = add(dq, i, "nkgts,nksh->nkgth", slope, own_k)
-        dk = add(dk, j, "nkgts,nkgth->nksh", slope, own_q)
-        dv = add(dv, j, "nkgts,nkgth->nksh", weights, own_grad)
+        dq = add(dq, i, -2, "nkgts,nksh->nkgth", slope, blocks.of(k, j))
+        by_query = "nkght,nkgts->nkhs"
+        dk = add(dk, j, -1, by_query, blocks.of(q_swapped, i, -1), slope)
+        dv = add(dv, j, -1, by_query, blocks.of(grad_swapped, i, -1), weights)
         return (dq, dk, dv), None
 
-    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k_swapped, v_swapped))
     (dq, dk, dv), _ = jax.lax.scan(step, zeros, _pairs(q.shape[3] // block))
     dq = jnp.moveaxis(dq, 3, 1)[:, :length].astype(q.dtype)
     dk, dv = (
-        jnp.moveaxis(d, 2, 1)[:, :length].astype(x.dtype) for d, x in ((dk, k), (dv, v))
+        jnp.moveaxis(d, 3, 1)[:, :length].astype(x.dtype) for d, x in ((dk, k), (dv, v))
     )
     return dq, dk, dv, jax.tree.map(lambda _: None, where)
 
@@ -270,7 +288,8 @@ def attend_cache(
     n, t, kv_heads, group, head_dim = q_NxTxKxGxH.shape
     dtype = q_NxTxKxGxH.dtype
     q = q_NxTxKxGxH.swapaxes(1, 2).reshape(n, kv_heads, t * group, head_dim)
-    positions = jnp.repeat(positions_NxT, group, axis=1)
+    # The heads of one token see alike: one row of the mask does for all of them.
+    positions = positions_NxT if t == 1 else jnp.repeat(positions_NxT, group, axis=1)
 
     def body(carry):
         j, top, total, out = carry

@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mappa_jax.models import attention
 from mappa_jax.models import cache as caches
+from mappa_jax.models.attention import inner
 from mappa_jax.models.cache import Cache
 from mappa_jax.models.config import ModelConfig, Rope
 from mappa_jax.parallel.mesh import Layout
@@ -117,9 +118,49 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.constant(1.0 - self.offset)
         weight = self.param("weight", init, (x.shape[-1],))
-        x = x.astype(jnp.float32)
-        x *= jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
-        return (x * (self.offset + weight)).astype(self.dtype)
+        scale = self.offset + weight.astype(jnp.float32)
+        return _rms_norm(x.astype(jnp.float32), scale, self.eps).astype(self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    return _rms_norm_fwd(x, scale, eps)[0]
+
+
+def _rms_norm_fwd(x, scale, eps):
+    inverse = jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+    return x * inverse * scale, (x, scale, inverse)
+
+
+def _rms_norm_bwd(eps, kept, grad):
+    x, scale, inverse = kept
+    own = grad * scale
+    along = inner(own, x) * inverse**2 / x.shape[-1]
+    by_scale = jnp.sum(grad * x * inverse, tuple(range(x.ndim - 1)))
+    return inverse * (own - x * along), by_scale
+
+
+_rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
+
+
+@jax.custom_vjp
+def _product(x_NxTxD: jax.Array, w_DxF: jax.Array) -> jax.Array:
+    """x W, whose gradient by W is asked for in the order in which W lies: in the other,
+    XLA's CPU backend transposes what the layer's activations are made of."""
+    return x_NxTxD @ w_DxF
+
+
+def _product_fwd(x, w):
+    return x @ w, (x, w)
+
+
+def _product_bwd(kept, grad):
+    x, w = kept
+    by_x = jnp.einsum("ntf,df->ntd", grad, w)
+    return by_x, jnp.einsum("ntd,ntf->df", x, grad)
+
+
+_product.defvjp(_product_fwd, _product_bwd)
 
 
 class Dense(nn.Module):
@@ -135,7 +176,7 @@ class Dense(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features)
         )
-        y = x @ kernel.astype(self.dtype)
+        y = _product(x, kernel.astype(self.dtype))
         if self.has_variable("params", "scale"):
             scale = self.get_variable("params", "scale")[0]
             y = (y * scale).astype(self.dtype)
