@@ -69,6 +69,7 @@ def _paper():
 
     config.sampler.slots = 32
     config.sampler.prompt_buckets = (2048, 4096, 8192, 16384, 24576)
+    config.sampler.extend_buckets = (2560,)  # a tool's output, and a little more
     config.sampler.context = 24576 + 16384
     config.packing.row_tokens = 24576 + 16384
     config.packing.row_action_tokens = 16384

@@ -48,6 +48,7 @@ def get_config(arg=None):
 
     config.sampler.slots = 64
     config.sampler.prompt_buckets = (1024, 2048, 4096, 8192, 24576)
+    config.sampler.extend_buckets = (2560,)  # a tool's output, and a little more
     config.sampler.context = 24576 + 4096
     config.packing.row_tokens = 24576 + 4096
     config.packing.row_action_tokens = 4096

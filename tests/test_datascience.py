@@ -171,6 +171,7 @@ import os
 path = {path!r}
 for base, folders, names in os.walk("/"):
     if "answers.csv" in names: path = os.path.join(base, "answers.csv")
+    folders[:] = set(folders) - set("lib packages proc site-packages usr".split())
 open("submission.csv", "w").write(open(path).read())
 """
     thief = thief.replace("{path!r}", repr(spec_of(task).answers))

@@ -194,6 +194,7 @@ OTHERS = {
     "lora": {
         "mode": "lora",
         "staleness": 1,
+        "sampler.extend_buckets": (128,),
         "objective.old_logprobs": "recompute",
         "judge.forecast": 2,
     },

@@ -36,23 +36,24 @@ class Team:
         row = np.zeros((1, PADDED), np.int32)
         row[0, : len(tokens)] = tokens
         ends = np.where(np.arange(PADDED) < len(tokens), len(tokens), 0)[None]
-        scores = _padded_scores(self.policy.cfg, jax.device_get(params), row, ends)
+        model = Decoder(self.policy.cfg, dtype=self.policy.dtype)
+        scores = _padded_scores(model, jax.device_get(params), row, ends)
         return np.asarray(scores)[: len(tokens)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _padded_scores(cfg, params, tokens, ends):
+def _padded_scores(model, params, tokens, ends):
     positions = jnp.arange(PADDED)[None]
-    hidden, _ = Decoder(cfg).apply({"params": params}, tokens, positions, ends)
-    return logits(params, cfg, hidden)[0]
+    hidden, _ = model.apply({"params": params}, tokens, positions, ends)
+    return logits(params, model.cfg, hidden)[0]
 
 
 @pytest.fixture(scope="session")
 def make_team(micro, micro_folder):
-    def make(mode="full", sizes=(1, 1, 1, 1)) -> Team:
+    def make(mode="full", sizes=(1, 1, 1, 1), dtype=jnp.float32) -> Team:
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
         lora = LoRAConfig(rank=2, alpha=4.0)
-        policy = Policy(micro, mode, (0, 1), lora, jnp.float32, mesh=mesh, ranks=(2, 2))
+        policy = Policy(micro, mode, (0, 1), lora, dtype, mesh=mesh, ranks=(2, 2))
         folders = [micro_folder] * 2
         trainable, frozen = policies.init(policy, folders, mesh, 0, jnp.float32)
         noise = np.random.default_rng(1)
@@ -88,8 +89,8 @@ def serve(make_team):
     made = functools.cache(make_team)
 
     @functools.cache
-    def make(config, mode="full", sizes=(1, 1, 1, 1)) -> Served:
-        team = made(mode, sizes)
+    def make(config, mode="full", sizes=(1, 1, 1, 1), dtype=jnp.float32) -> Served:
+        team = made(mode, sizes, dtype)
         engine = Engine([team.policy], config, team.mesh, seed=11, stop_ids=2)
         engine.warm_up([team.trainable], [team.frozen])
         return Served(engine, team)

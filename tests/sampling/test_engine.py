@@ -6,6 +6,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from restored import restored
@@ -211,6 +212,22 @@ async def test_weights_in_int8_sample_as_the_numbers_they_stand_for(serve, mode,
         logp = np.asarray(jax.nn.log_softmax(scores))
         want = logp[np.arange(len(sample.token_ids)), sample.token_ids]
         np.testing.assert_allclose(sample.logprobs, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+async def test_in_bfloat16_logprobs_are_those_of_the_full_forward(serve, mode):
+    """On average within a hundredth: a bfloat16 has eight bits."""
+    one, gaps = serve(CONFIG, mode, dtype=jnp.bfloat16), []
+    requests = make_requests(8, temperature=1.0, top_k=0, top_p=1.0, stop_ids=())
+    for (agent, prompt, *_), sample in zip(
+        requests, await one.ask(requests), strict=True
+    ):
+        tokens = np.concatenate([prompt, sample.token_ids])
+        scores = one.team.scores(agent, tokens)[len(prompt) - 1 : -1]
+        logp = np.asarray(jax.nn.log_softmax(scores))
+        want = logp[np.arange(len(sample.token_ids)), sample.token_ids]
+        gaps.append(np.abs(sample.logprobs - want))
+    assert 0 < np.concatenate(gaps).mean() < 1e-2
 
 
 def request(prompt=(1, 2, 3), agent=0, **changes):
