@@ -14,6 +14,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -74,7 +75,7 @@ class ConsoleProgress:
             console=self.console,
             transient=True,
         )
-        self._task: Any = None
+        self._bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> ConsoleProgress:
         self._bar.start()
@@ -83,14 +84,14 @@ class ConsoleProgress:
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
 
-    def start(self, step: int, phase: str, total: int) -> None:
-        if self._task is not None:
-            self._bar.remove_task(self._task)
+    def start(self, step: int, phase: str, total: int) -> Callable[[], None]:
+        under_way = [task.id for task in self._bar.tasks if not task.finished]
+        for other, bar in [*self._bars.items()]:
+            if other != "rollout" or other == phase or bar not in under_way:
+                self._bar.remove_task(self._bars.pop(other))
         label = f"iteration {step}/{self._steps} {phase}"
-        self._task = self._bar.add_task(label, total=total)
-
-    def advance(self) -> None:
-        self._bar.advance(self._task)
+        bar = self._bars[phase] = self._bar.add_task(label, total=total)
+        return lambda: self._bar.advance(bar)
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -103,8 +104,7 @@ class ConsoleProgress:
             f"{name} {_show('{:.2f}', row['score'])}"
             for name, row in metrics["agents"].items()
         )
-        seconds = metrics["seconds"]
-        total = sum(seconds[p] for p in PHASES)
+        total = metrics["seconds"]["iteration"]
         self.console.print(
             f"iteration {step}/{self._steps}: mean score {scores}  "
             f"success {_show('{:.2f}', metrics['team']['success'])}  ({total:.0f} s)"

@@ -120,7 +120,7 @@ async def _evaluate_one(name, config, workdir, cache, progress, tasks, hosts):
         progress.start(step, f"compile ({name})", 1)
         stage.engine.warm_up(*weights)
         total = sum(map(len, tasks.values())) * config.eval.samples
-        progress.start(step, f"evaluate ({name})", total)
+        advance = progress.start(step, f"evaluate ({name})", total)
         return await evaluate(
             stage,
             weights,
@@ -129,7 +129,7 @@ async def _evaluate_one(name, config, workdir, cache, progress, tasks, hosts):
             seed=config.seed,
             step=step,
             workdir=workdir.local if hosts.index == 0 else None,
-            on_done=progress.advance,
+            on_done=advance,
             label=name,
         )
 

@@ -183,6 +183,11 @@ def seat_agents(config: Config) -> Config:
     return dataclasses.replace(config, agents=ordered)
 
 
+def updates_beside(config: Config, mesh: Mesh) -> bool:
+    """Whether the next batch is sampled while the team is updated."""
+    return bool(config.staleness) and meshlib.shared_by_threads(mesh)
+
+
 def make_engine(config: Config, models: Models, hosts: Hosts) -> Engine:
     return Engine(
         models.team,
@@ -191,6 +196,7 @@ def make_engine(config: Config, models: Models, hosts: Hosts) -> Engine:
         seed=config.seed,
         stop_ids=max(len(t.stop_ids) for t in models.tokenizers),
         hosts=hosts,
+        beside=updates_beside(config, models.mesh),
     )
 
 

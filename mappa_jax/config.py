@@ -357,8 +357,9 @@ class Config:
     agents: Mapping[str, AgentConfig]
     seed: int = 0
     steps: int = 4
-    # 1: the next batch is sampled while the last one's verdicts are awaited, with the
-    # weights before its update (a resumed run then samples with those after it).
+    # 1: the next batch is sampled while the last one's verdicts are awaited and, in
+    # one process, while the team is updated, with the weights before that update (a
+    # resumed run then samples with those after it).
     staleness: int = 0
     # Every agent its own weights; adapters of its own over a base that all share; or
     # one set of weights that plays every role.

@@ -246,11 +246,8 @@ class Silent:
         self.steps: list[int] = []
         self.notes: list[str] = []
 
-    def start(self, step: int, phase: str, total: int) -> None:
-        pass
-
-    def advance(self) -> None:
-        pass
+    def start(self, step: int, phase: str, total: int) -> Callable[[], None]:
+        return lambda: None
 
     def note(self, text: str) -> None:
         self.notes.append(text)

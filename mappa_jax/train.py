@@ -23,7 +23,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -39,6 +39,7 @@ from mappa_jax.hosts import Hosts, OneHost, Stopped, finish
 from mappa_jax.judges import health
 from mappa_jax.judges.base import BudgetReached, Meter, TooManyMissing
 from mappa_jax.learning import batch as batches
+from mappa_jax.learning.batch import Packed
 from mappa_jax.learning.update import Learner, TeamState
 from mappa_jax.metrics import MetricWriter, flatten, truncate_from
 from mappa_jax.rollout import Rolled, Rollout, Stage, rollout, success
@@ -47,13 +48,17 @@ from mappa_jax.timeline import span
 from mappa_jax.types import Missing, MissingReason, Verdict
 
 TIMELINE = "timeline.json"
+Result = TypeVar("Result")
 
 
 class Progress(Protocol):
-    """What the loop tells a person while it runs."""
+    """What the loop tells a person while it runs.
 
-    def start(self, step: int, phase: str, total: int) -> None: ...
-    def advance(self) -> None: ...
+    `start` returns what is to be called for each of the `total` parts that is done; a
+    rollout that is not done goes on beside the phases that start after it.
+    """
+
+    def start(self, step: int, phase: str, total: int) -> Callable[[], None]: ...
     def note(self, text: str) -> None: ...
     def watch(self, meter: Callable[[], Meter]) -> None: ...
     def finish(self, step: int, metrics: dict[str, Any]) -> None: ...
@@ -106,7 +111,7 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
     run.progress.watch(run.stage.judge.meter)
     read = run.stage.judge.meter()
     saved = run.checkpoints.latest() or 0
-    ahead: _Batch | None = None  # the next batch, its verdicts on their way
+    ahead: asyncio.Task[_Batch] | None = None  # the next batch
     profiling = contextlib.ExitStack()
     try:
         if owed:
@@ -116,15 +121,21 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
         for step in range(start + 1, config.steps + 1):
             if step in run.profile and step - 1 in (start, run.profile[0] - 1):
                 profiling.enter_context(_profiled(run))
-            batch = ahead or await _roll(run, state, step)
+            began = time.perf_counter()
+            batch = await (ahead or _rolling(run, state, step))
             ahead = None
             if config.staleness and step < config.steps:
-                ahead = await _roll(run, state, step + 1)
+                ahead = _rolling(run, state, step + 1)
+                if not run.stage.engine.beside:
+                    await ahead
             state, metrics = await _learn(run, state, batch)
             done = step  # whatever is cancelled from here on, the state is this one
             before, read = read, run.stage.judge.meter()
             metrics["judge"] |= _spending(config, before, read)
             try:
+                if ahead is not None:
+                    await ahead  # the sampler is free
+                metrics["seconds"]["iteration"] = time.perf_counter() - began
                 if _evaluates(config, step):
                     metrics["eval"] = await _evaluate(run, state, step)
             finally:
@@ -146,7 +157,7 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
     finally:
         profiling.close()
         if ahead is not None:
-            ahead.rolling.cancel()
+            await _abandon(ahead)
     run.checkpoints.wait()
     return state
 
@@ -256,23 +267,39 @@ class _Batch:
     sampled: Stats
 
 
-async def _roll(run: Run, state: TeamState, step: int) -> _Batch:
-    """The team on a step's tasks."""
+def _rolling(run: Run, state: TeamState, step: int) -> asyncio.Task[_Batch]:
+    """The team on a step's tasks. If the engine samples beside updates, `state` may be
+    donated as soon as this returns."""
+    serving = run.stage.engine.running(state.trainable, run.frozen)
+    return asyncio.create_task(_roll(run, serving, step))
+
+
+async def _abandon(ahead: asyncio.Task[_Batch]) -> None:
+    """Ends a rollout; of one that has ended, gives the verdicts up."""
+    ahead.cancel()
+    await asyncio.wait([ahead])
+    if not ahead.cancelled() and ahead.exception() is None:
+        ahead.result().rolling.cancel()
+
+
+async def _roll(
+    run: Run, serving: contextlib.AbstractAsyncContextManager[Any], step: int
+) -> _Batch:
     config = run.config
     tasks = run.data.train.batch(step - 1)
     total = len(tasks) * config.data.samples_per_prompt
-    run.progress.start(step, "rollout", -(-total // run.hosts.count))
+    advance = run.progress.start(step, "rollout", -(-total // run.hosts.count))
     run.stage.engine.take_stats()  # those of an evaluation are not this iteration's
     start = time.perf_counter()
     with span("train", "rollout"):
-        async with run.stage.engine.running(state.trainable, run.frozen):
+        async with serving:
             rolling = await rollout(
                 run.stage,
                 tasks,
                 samples=config.data.samples_per_prompt,
                 step=step,
                 evaluation=False,
-                on_done=run.progress.advance,
+                on_done=advance,
             )
     # On several hosts until the last of all has ended.
     rolling = dataclasses.replace(rolling, seconds=time.perf_counter() - start)
@@ -298,23 +325,29 @@ async def _learn(
     drift = await _drift(run, rolled, step)
     await asyncio.sleep(0)  # the last moment at which a cancelled step is undone
 
+    def credit() -> Packed:
+        with _timed(seconds, "credit"):
+            with span("train", "pack"):
+                packed = batches.pack(
+                    trajectories,
+                    list(config.agents),
+                    run.learner.shape,
+                    reward=config.reward,
+                    objective=config.objective,
+                    actions_per_update=config.optimizer.actions_per_update,
+                    debias=config.judge.debias,
+                    rng=np.random.default_rng((config.seed, step)),
+                )
+            return run.learner.assign_credit(state, run.frozen, packed)
+
+    def update(packed: Packed) -> tuple[TeamState, dict[str, np.ndarray]]:
+        with _timed(seconds, "update"):
+            return run.learner.update(state, run.frozen, packed)
+
     run.progress.start(step, "credit", 1)
-    with _timed(seconds, "credit"):
-        with span("train", "pack"):
-            packed = batches.pack(
-                trajectories,
-                list(config.agents),
-                run.learner.shape,
-                reward=config.reward,
-                objective=config.objective,
-                actions_per_update=config.optimizer.actions_per_update,
-                debias=config.judge.debias,
-                rng=np.random.default_rng((config.seed, step)),
-            )
-        packed = run.learner.assign_credit(state, run.frozen, packed)
+    packed = await whole(credit)
     run.progress.start(step, "update", 1)
-    with _timed(seconds, "update"):
-        state, learned = run.learner.update(state, run.frozen, packed)
+    state, learned = await whole(update, packed)
     seconds |= {
         "rollout": rolled.seconds,
         "prefill": sampled.prefill_seconds,
@@ -325,6 +358,21 @@ async def _learn(
     metrics = _metrics(config, rolled, packed.counts, learned, seconds, sampled)
     metrics["judge"] |= drift
     return state, metrics
+
+
+async def whole(work: Callable[..., Result], *args: Any) -> Result:
+    """`work(*args)` in a thread. Who is cancelled meanwhile is so when it has ended,
+    at the next point that waits."""
+    working = asyncio.create_task(asyncio.to_thread(work, *args))
+    cancelled = False
+    while not working.done():
+        try:
+            await asyncio.wait([working])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        asyncio.current_task().cancel()
+    return working.result()
 
 
 async def _drift(run: Run, rolled: Rollout, step: int) -> dict[str, float]:
@@ -431,7 +479,7 @@ def judging(verdicts: Sequence[Verdict | Missing]) -> dict[str, Any]:
 
 async def _evaluate(run: Run, state: TeamState, step: int) -> dict[str, Any]:
     total = sum(map(len, run.data.eval.values())) * run.config.eval.samples
-    run.progress.start(step, "evaluate", -(-total // run.hosts.count))
+    advance = run.progress.start(step, "evaluate", -(-total // run.hosts.count))
     with span("train", "evaluate"):
         return await evaluate(
             run.eval_stage,
@@ -441,5 +489,5 @@ async def _evaluate(run: Run, state: TeamState, step: int) -> dict[str, Any]:
             seed=run.config.seed,
             step=step,
             workdir=run.workdir if run.writes else None,
-            on_done=run.progress.advance,
+            on_done=advance,
         )

@@ -4,6 +4,7 @@ All tests share one assembled run, and one event loop that outlives them.
 """
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import importlib.util
@@ -403,6 +404,114 @@ def test_with_staleness_the_next_batch_is_sampled_before_the_update(
     assert second["agents/solver/mismatch"] > 1e-3
 
 
+STALE = {
+    "steps": 3,
+    "staleness": 1,
+    "objective.old_logprobs": "recompute",
+    "eval.every": 2,
+    "checkpoint.best_metric": "",
+}
+
+
+class Watched:
+    """A learner that sets an event when the update of an iteration starts."""
+
+    def __init__(self, learner):
+        self._learner, self._loop = learner, asyncio.get_running_loop()
+        self.started = collections.defaultdict(asyncio.Event)
+        self._step = 0
+
+    def __getattr__(self, name):
+        return getattr(self._learner, name)
+
+    def update(self, *args):
+        self._step += 1
+        self._loop.call_soon_threadsafe(self.started[self._step].set)
+        return self._learner.update(*args)
+
+
+class Patient:
+    """An engine that begins an iteration's samples when `started` of the one before."""
+
+    def __init__(self, engine, started, beside=True):
+        self._engine, self._started, self.beside = engine, started, beside
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    async def generate(self, agent, prompt, options, address, *rest, **named):
+        step, evaluation = address[0], address[-1]
+        if self.beside and step > 1 and not evaluation:
+            await asyncio.wait_for(self._started[step - 1].wait(), 60)
+        return await self._engine.generate(
+            agent, prompt, options, address, *rest, **named
+        )
+
+
+@pytest.fixture(scope="module")
+def stale(assemble, tiny, loop, tmp_path_factory):
+    """(workdir, beside, progress) -> the last state of a run with staleness whose
+    samples come before an update, or only when it has started."""
+    config = resolve(tiny(SETTINGS | STALE))
+    entered = assemble(config, tmp_path_factory.mktemp("stale"), Silent())
+    run, state, _ = loop(entered.__aenter__())
+    live = Live(run, state)
+
+    async def train_it(workdir, beside, progress):
+        learner = Watched(run.learner)
+        engine = Patient(run.stage.engine, learner.started, beside)
+        stage = dataclasses.replace(run.stage, engine=engine)
+        live.run = dataclasses.replace(run, stage=stage, learner=learner)
+        return await live.train(workdir, ScriptedJudge(varied), progress=progress)
+
+    assert run.stage.engine.beside
+    yield lambda workdir, beside, progress=None: loop(
+        train_it(workdir, beside, progress)
+    )
+    loop(entered.__aexit__(None, None, None))
+
+
+def test_sampling_beside_the_update_changes_nothing(stale, tmp_path):
+    """The next batch is sampled while an update goes on; all is as if it had been
+    sampled first."""
+    one = stale(tmp_path / "beside", True)
+    other = stale(tmp_path / "after", False)
+    assert_same(one, other)
+    rows = [lines(tmp_path / w / "metrics.jsonl") for w in ("beside", "after")]
+    for left, right in zip(*rows, strict=True):
+        # Places depend on which rows happen to be decoded together.
+        timed = ("seconds/", "judge/", "tokens/places")
+        kept = {k for k in left if not k.startswith(timed)}
+        assert {k: left[k] for k in kept} == {k: right[k] for k in kept}
+
+
+def test_a_run_cancelled_in_an_update_beside_sampling_keeps_the_update(stale, tmp_path):
+    class Cancels(Silent):
+        def start(self, step, phase, total):
+            if (step, phase) == (2, "update"):
+                task = asyncio.current_task()
+                asyncio.get_running_loop().call_soon(task.cancel)
+            return super().start(step, phase, total)
+
+    with pytest.raises(asyncio.CancelledError):
+        stale(tmp_path, True, Cancels())
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert (tmp_path / "checkpoints" / "2").exists()
+
+
+def test_an_error_beside_an_update_keeps_the_update(stale, tmp_path):
+    class Breaks(Silent):
+        def start(self, step, phase, total):
+            if (step, phase) == (3, "rollout"):
+                raise OSError("the next rollout broke")
+            return super().start(step, phase, total)
+
+    with pytest.raises(OSError, match="the next rollout broke"):
+        stale(tmp_path, True, Breaks())
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert (tmp_path / "checkpoints" / "2").exists()
+
+
 def test_a_best_metric_that_nothing_measures_is_refused(live):
     def best(metric, **changes):
         checkpoint = CheckpointConfig(best_metric=metric)
@@ -495,6 +604,7 @@ def test_a_run_cancelled_in_its_evaluation_saves_the_iteration(live, loop, tmp_p
         def start(self, step, phase, total):
             if phase == "evaluate":
                 asyncio.current_task().cancel()
+            return super().start(step, phase, total)
 
     with pytest.raises(asyncio.CancelledError):
         progress = CancelsInEvaluation()

@@ -214,7 +214,7 @@ class Learner:
             make_schedule(policy, config) if policy.trainable else None
             for policy in team
         )
-        self._run: dict[str, Callable] = {}
+        self._run: dict[str, jax.stages.Compiled] = {}
 
     def _schedule_shapes(self) -> tuple[Schedule | None, ...]:
         def one(policy: Policy, schedule: Schedule | None) -> Schedule | None:
@@ -354,7 +354,8 @@ class Learner:
         for step in packed.minibatches:
             for g in groups:
                 batch, count = self._placed(step[g].batch, g), self._count(step[g])
-                found = self._run[f"{name}/{g}"](*weights(g), batch, count)
+                program = self._run[f"{name}/{g}"]
+                found = meshlib.start(program, *weights(g), batch, count)
                 step[g].gather(np.asarray(found), out)
         return out
 
@@ -388,7 +389,8 @@ class Learner:
         kl = actions.mask * (old - reference)
         inputs = (actions.reward, kl, actions.mask, actions.group, actions.kind)
         inputs = jax.tree.map(lambda x: meshlib.place(x, self._whole), inputs)
-        advantage = np.asarray(self._run["credit"](state.beta, *inputs))
+        advantage = meshlib.start(self._run["credit"], state.beta, *inputs)
+        advantage = np.asarray(advantage)
 
         def filled(part: Minibatch | None) -> Minibatch | None:
             if part is None:
@@ -419,8 +421,8 @@ class Learner:
         for step in packed.minibatches * self._config.optimizer.epochs:
             rows = tuple(p and self._placed(p.batch, g) for g, p in enumerate(step))
             counts = tuple(p and self._count(p) for p in step)
-            state, metrics = self._run["update"](
-                state, bases, rows, counts, self._schedule
+            state, metrics = meshlib.start(
+                *(self._run["update"], state, bases, rows, counts, self._schedule)
             )
             sums.append(metrics)
         metrics = _summary(jax.device_get(sums), len(self._config.agents))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,6 +71,29 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         )
     sizes = [len(devices) // fixed if s == -1 else s for s in sizes]
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def shared_by_threads(mesh: Mesh) -> bool:
+    """Whether two threads may have programs run on a mesh at once, each by `start`.
+
+    Not over several processes: each might start the programs in an order of its own,
+    and collectives would wait for one another for ever. Nor over several devices that
+    are one CPU, where programs that wait take the threads of those they wait for.
+    """
+    devices = list(mesh.devices.flat)
+    if len({d.process_index for d in devices}) > 1:
+        return False
+    return len(devices) == 1 or devices[0].platform != "cpu"
+
+
+_STARTING = threading.Lock()
+
+
+def start(program: jax.stages.Compiled, *args: Any) -> Any:
+    """`program(*args)`, while no other thread starts one: programs with collectives
+    have to reach all devices in one order. Waits for none of them to end."""
+    with _STARTING:
+        return program(*args)
 
 
 @dataclasses.dataclass(frozen=True)

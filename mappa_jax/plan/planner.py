@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mappa_jax.assemble import make_team
+from mappa_jax.assemble import make_team, updates_beside
 from mappa_jax.config import Config
 from mappa_jax.learning.update import Learner, state_shapes
 from mappa_jax.models.config import ModelConfig
@@ -27,7 +27,7 @@ from mappa_jax.plan.roofline import Fabric
 from mappa_jax.sampling.engine import Program
 
 STOP_IDS = 2  # what the models' generation configs name; its size changes nothing
-ROLLOUT = ("prefill", "decode")
+ROLLOUT = (*workload.FILLING, "decode", "round")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,6 +148,8 @@ def make_plan(
         note(name)
         built = compiling.build(programs[name], tpu=tpu)
         phases.append(_phase(name, built, uses[name], where, resident))
+    if updates_beside(config, mesh):
+        phases = _beside(phases, resident)
     return Plan(config, team, where, load, phases)
 
 
@@ -163,13 +165,17 @@ def lowered(
     config: Config, team: Sequence[Policy], mesh: Mesh
 ) -> tuple[dict[str, jax.stages.Lowered], dict[str, float]]:
     """The programs of a run that work by name, and what stays in memory: bytes per chip
-    by kind. Left out are those that only empty slots or copy prompts.
+    by kind. Left out are those that only empty slots or copy prompts or weights.
 
-    Names as in `Phase.name`: the first group's are without its number.
+    Names as in `Phase.name`: the first group's are without its number. The kind "own"
+    is what the sampler has instead of the weights: of int8, or copies.
     """
     dtype = jnp.dtype(config.param_dtype)
     weights = [placed_shapes(policy, mesh, dtype) for policy in team]
-    samplers = [Program(policy, config.sampler, mesh, STOP_IDS) for policy in team]
+    beside = updates_beside(config, mesh)
+    samplers = [
+        Program(policy, config.sampler, mesh, STOP_IDS, beside) for policy in team
+    ]
     state = state_shapes(tuple(team), config, mesh)
     frozen = [base for _, base in weights]
     learner = Learner(tuple(team), config, mesh)
@@ -177,17 +183,19 @@ def lowered(
         f"{name}/{g}": program
         for g, one in enumerate(samplers)
         for name, program in one.lowered(*weights[g]).items()
-        if name.split("/")[0] not in ("empty", "clone", "move", "narrow")
+        if name.split("/")[0] not in ("empty", "clone", "move", "narrow", "copy")
     } | learner.lowered(state, frozen)
     caches = [
         policy.pools * memory.held(one.slot_shapes().cache)
         for policy, one in zip(team, samplers, strict=True)
     ]
     groups = [group for group in state.groups if group is not None]
+    own = [one.handed(*weights[g]) for g, one in enumerate(samplers)]
     resident = {
         "params": memory.held(weights),
         "optimizer": memory.held([group.opt_state for group in groups]),
         "kv": sum(caches),
+        "own": memory.held(own),
     }
     return {n.removesuffix("/0"): p for n, p in programs.items()}, resident
 
@@ -202,9 +210,11 @@ def _phase(
     devices = math.prod(fabric.mesh.values())
     cost = count(built.module, devices, use.expected)
     own = built.memory.arguments
-    kept = {k: v for k, v in resident.items() if k != "kv" or name.startswith(ROLLOUT)}
+    rolls = name.startswith(ROLLOUT)
+    kept = {k: v for k, v in resident.items() if k != "kv" or rolls}
     # An argument may be padded, and is then larger than its elements.
     hbm = {kind: max(own[kind], kept.get(kind, 0.0)) for kind in memory.KINDS}
+    hbm["params"] += resident["own"] if rolls else 0.0
     hbm["temporaries"] = built.memory.temporaries
     hbm["other"] += built.memory.results + built.memory.code
     return Phase(
@@ -218,3 +228,22 @@ def _phase(
         complete=built.complete,
         compile_seconds=built.seconds,
     )
+
+
+def _beside(phases: Sequence[Phase], resident: Mapping[str, float]) -> list[Phase]:
+    """The phases when the next batch is sampled meanwhile: credit and update find the
+    sampler's weights, its cache, and what its programs need besides."""
+    rolls = [p.hbm["temporaries"] for p in phases if p.stage == "rollout"]
+    more = {
+        "params": resident["own"],
+        "kv": resident["kv"],
+        "temporaries": max(rolls, default=0.0),
+    }
+
+    def one(phase: Phase) -> Phase:
+        if phase.stage == "rollout":
+            return phase
+        hbm = {kind: size + more.get(kind, 0.0) for kind, size in phase.hbm.items()}
+        return dataclasses.replace(phase, hbm=hbm)
+
+    return list(map(one, phases))

@@ -173,12 +173,25 @@ class Stats:
 class Program:
     """The compiled functions of one group of agents, at their declared shapes.
 
+    Args:
+      policy: of the group.
+      config: of the sampler.
+      mesh: where it samples.
+      stop_ids: the most of any agent.
+      beside: whether an update, to which the weights are donated, may run while these
+        programs read them.
+
     Raises:
       ConfigError: sampler.slots or one of sampler.widths does not divide the mesh.
     """
 
     def __init__(
-        self, policy: Policy, config: SamplerConfig, mesh: Mesh, stop_ids: int
+        self,
+        policy: Policy,
+        config: SamplerConfig,
+        mesh: Mesh,
+        stop_ids: int,
+        beside: bool = False,
     ):
         layout = policy.layout
         counts = [("slots=", config.slots)]
@@ -193,6 +206,7 @@ class Program:
         self._config = config
         self._mesh = meshlib.Layout(mesh)
         self._stop_ids = stop_ids
+        self._beside = beside
         self._model = policy.decoder(rows=None, cache_block=config.cache_block)
         self.grid = (layout.slices, layout.ways)
         self.rows = config.slots // layout.ways
@@ -262,19 +276,29 @@ class Program:
         Returns:
           By name: "empty", "decode", "clone", "prefill/512" and "extend/512" for a
           bucket of 512 tokens, if there are widths "move" and "narrow/8" for the
-          decoding of 8 rows of every device, and with weights in int8 "round".
+          decoding of 8 rows of every device, with weights in int8 "round", and beside
+          an update "copy".
         """
         slots = self.slot_shapes()
         placed = jax.tree.map(lambda s: s.sharding, slots)
         weights = meshlib.shapes_of((trainable, frozen))
-        rounding = {}
+        handing = {}
+
+        def hands(name: str, function: Callable, given: Any, kept: Any) -> None:
+            places = jax.tree.map(lambda s: s.sharding, kept)
+            handing[name] = jax.jit(function, out_shardings=places).lower(given)
+
+        if self._beside:
+            copy = functools.partial(jax.tree.map, jnp.copy)
+            hands("copy", copy, weights[0], weights[0])
         if self._config.weights == "int8":
-            kept = self.policy.in_int8(*weights, int8.param_shapes)
-            rounding["round"] = jax.jit(
-                functools.partial(self.policy.in_int8, rounded=int8.params),
-                out_shardings=jax.tree.map(lambda s: s.sharding, kept),
-            ).lower(*weights)
-            weights = kept
+
+            def rounded(floats: Any) -> Any:
+                kept = int8.param_shapes(floats)
+                hands("round", int8.params, floats, kept)
+                return kept
+
+            weights = self.policy.in_int8(*weights, rounded)
 
         def whole(dtype: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((), dtype, sharding=self._whole)
@@ -306,7 +330,7 @@ class Program:
         out = {
             "empty": jax.jit(self._empty_slots, out_shardings=placed).lower(),
             "decode": decode(None),
-        } | rounding
+        } | handing
         over = self.policy.layout
 
         def copies(function: Callable, *args: Any) -> jax.stages.Lowered:
@@ -331,6 +355,9 @@ class Program:
     def warm_up(self, trainable: Any, frozen: Any) -> None:
         lowered = self.lowered(trainable, frozen)
         self._run = {name: program.compile() for name, program in lowered.items()}
+
+    def _start(self, name: str, *args: Any) -> Any:
+        return meshlib.start(self._run[name], *args)
 
     def _over_grid(self, function: Callable, params: Any, own: Any) -> Callable:
         """`function` of (params, own, scales, *rows) over the grid."""
@@ -419,42 +446,55 @@ class Program:
     def _placed(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: meshlib.place(x, self._on_grid), tree)
 
+    def handed(self, trainable: Any, frozen: Any) -> tuple[Any, Any]:
+        """What `hand_over` makes for weights shaped like these, None where nothing."""
+        copied = trainable if self._beside else None
+        if self._config.weights == "compute":
+            return copied, None
+        if self.policy.mode == "lora":
+            return copied, int8.param_shapes(frozen)
+        return self.policy.in_int8(trainable, frozen, int8.param_shapes)
+
     def hand_over(self, trainable: Any, frozen: Any) -> tuple[Any, Any]:
-        """What the other programs read as `weights`: these themselves, or in int8."""
+        """What the other programs read as `weights`: these themselves, copies of those
+        that will be donated to an update, or in int8."""
+        if self._beside:
+            trainable = self._start("copy", trainable)
         if self._config.weights == "compute":
             return trainable, frozen
-        return self._run["round"](trainable, frozen)
+        rounded = functools.partial(self._start, "round")
+        return self.policy.in_int8(trainable, frozen, rounded)
 
     def empty(self) -> sampler.Slots:
-        return self._run["empty"]()
+        return self._start("empty")
 
     def prefill(
         self, weights: Any, pool: int, slots: sampler.Slots, prompts: sampler.Prompts
     ) -> sampler.Slots:
         """`slots` is donated; `prompts` as `blank_prompts` shapes them."""
-        run = self._run[f"prefill/{prompts.tokens.shape[-1]}"]
+        name = f"prefill/{prompts.tokens.shape[-1]}"
         index = self._whole_int(pool, np.int32)
-        return run(*weights, index, slots, self._placed(prompts))
+        return self._start(name, *weights, index, slots, self._placed(prompts))
 
     def extend(
         self, weights: Any, pool: int, slots: sampler.Slots, prompts: sampler.Prompts
     ) -> sampler.Slots:
         """`slots` is donated; `prompts` as `blank_prompts` shapes them."""
-        run = self._run[f"extend/{prompts.tokens.shape[-1]}"]
+        name = f"extend/{prompts.tokens.shape[-1]}"
         last = int((prompts.start + prompts.length).max()) - 1
         blocks = self._whole_int(last // self._config.cache_block + 1, np.int32)
         index = self._whole_int(pool, np.int32)
-        return run(*weights, index, slots, self._placed(prompts), blocks)
+        return self._start(name, *weights, index, slots, self._placed(prompts), blocks)
 
     def clone(self, slots: sampler.Slots, batch: tuple[Any, ...]) -> sampler.Slots:
         """`slots` is donated; `batch`: sources, and what `blank_requests` shapes."""
-        return self._run["clone"](slots, *self._placed(batch))
+        return self._start("clone", slots, *self._placed(batch))
 
     def move(
         self, slots: sampler.Slots, source: np.ndarray, slot: np.ndarray
     ) -> sampler.Slots:
         """`slots` is donated; from and to, as `blank_requests` shapes slots."""
-        return self._run["move"](slots, *self._placed((source, slot)))
+        return self._start("move", slots, *self._placed((source, slot)))
 
     def decode(
         self,
@@ -469,7 +509,8 @@ class Program:
         also if only `width` of each device are decoded (one of `widths`)."""
         width = width or self.rows
         name = "decode" if width == self.rows else f"narrow/{width}"
-        slots, chunk = self._run[name](
+        slots, chunk = self._start(
+            name,
             *weights,
             self._whole_int(pool, np.int32),
             slots,
@@ -580,7 +621,7 @@ class Engine:
     """Batched sampling for a team.
 
     Use as `async with engine.running(trainable, frozen): ... await generate(...)`, the
-    weights by group.
+    weights by group. `beside` is as for `Program`.
     """
 
     def __init__(
@@ -592,14 +633,18 @@ class Engine:
         seed: int,
         stop_ids: int,
         hosts: Hosts | None = None,
+        beside: bool = False,
     ):
         self._hosts = hosts or OneHost()
         self._message = _Message()
         self._mine: dict[int, tuple[asyncio.Future[Sample], Options]] = {}
         self._numbers = itertools.count()
+        self.beside = beside
         self._config = config
         self._seed = seed
-        self._programs = [Program(policy, config, mesh, stop_ids) for policy in team]
+        self._programs = [
+            Program(policy, config, mesh, stop_ids, beside) for policy in team
+        ]
         # Agent of the team -> its group, and its place there.
         self._seats = {
             member: (group, place)
@@ -629,11 +674,17 @@ class Engine:
 
     # -- the asynchronous side -----------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def running(self, trainable: Sequence[Any], frozen: Sequence[Any]):
-        """Serves `generate` with these weights, by group, until the block ends."""
+    def running(
+        self, trainable: Sequence[Any], frozen: Sequence[Any]
+    ) -> contextlib.AbstractAsyncContextManager[Engine]:
+        """Serves `generate` with these weights, by group, until the block ends. If an
+        update may run beside, this call copies them: it may start when this returns."""
         groups = zip(self._programs, trainable, frozen, strict=True)
-        self._weights = tuple(p.hand_over(own, base) for p, own, base in groups)
+        return self._serving(tuple(p.hand_over(*group) for p, *group in groups))
+
+    @contextlib.asynccontextmanager
+    async def _serving(self, weights: tuple[tuple[Any, Any], ...]):
+        self._weights = weights
         self._message, self._mine = _Message(), {}
         self._error = None
         self._wake = asyncio.Event()

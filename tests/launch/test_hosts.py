@@ -95,10 +95,10 @@ def assert_same_run(workdir, other):
     (step, state), (last, expected) = state_of(workdir), state_of(other)
     assert step == last == STEPS
     for name, want in expected.items():
-        # Moments are sums of gradients, whose order over the hosts may be another.
-        share = 1e-5 if "opt_state" in name else 1e-6
+        # Gradients are sums, whose order over the hosts may be another; and where one
+        # is nearly nothing Adam makes a step of usual size of it all the same.
         np.testing.assert_allclose(
-            state[name], want, rtol=1e-5, atol=share * np.abs(want).max(), err_msg=name
+            state[name], want, rtol=1e-5, atol=1e-5 * np.abs(want).max(), err_msg=name
         )
     for number in range(1, STEPS + 1):
         pair = [

@@ -33,7 +33,8 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def plan_of(tiny):
-    """(changes, only, chip) -> a plan on four devices of the toy chip."""
+    """(changes, only, chip) -> a plan on devices of the toy chip: four if the changes
+    leave the mesh alone."""
 
     def make(changes=None, only=(), chip=TOY):
         config = seat_agents(resolve(tiny(SMALL | (changes or {}))))
@@ -41,7 +42,7 @@ def plan_of(tiny):
             config,
             [architecture(a.model) for a in config.agents.values()],
             lambda mesh: Fabric(chip, dict(mesh.shape)),
-            jax.devices()[:4],
+            jax.devices()[: config.mesh.data * config.mesh.fsdp * config.mesh.tensor],
             workload.assumed(config),
             tpu=False,
             only=only,

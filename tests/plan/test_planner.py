@@ -94,6 +94,36 @@ def test_too_small_a_chip_does_not_fit(plan):
     assert not dataclasses.replace(plan, phases=broken).fits
 
 
+def test_what_runs_beside_needs_its_memory_beside(plan_of):
+    """The sampler's copy of the weights, its cache, and its temporaries."""
+    one = {"mesh.fsdp": 1, "mesh.tensor": 1, "objective.old_logprobs": "recompute"}
+    after, beside = (plan_of(one | {"staleness": n}) for n in (0, 1))
+    cfg = TINY
+    weights = 3 * 4 * (cfg.n_params + cfg.d_model * (2 * cfg.n_layers + 1))
+    rolls = [p for p in beside.phases if p.stage == "rollout"]
+    more = {
+        "params": weights,
+        "kv": phase(beside, "decode").hbm["kv"],
+        "temporaries": max(p.hbm["temporaries"] for p in rolls),
+    }
+    for name in ("update", "credit", "reference"):
+        found, before = phase(beside, name).hbm, phase(after, name).hbm
+        assert found == {k: before[k] + more.get(k, 0) for k in before}
+    found, before = (phase(p, "decode").hbm["params"] for p in (beside, after))
+    assert found == before + weights
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_weights_of_int8_are_had_besides(plan_of, mode):
+    plans = [
+        plan_of({"mode": mode, "sampler.weights": kind}, ["decode", "round"])
+        for kind in ("compute", "int8")
+    ]
+    plain, small = (phase(plan, "decode").hbm["params"] for plan in plans)
+    assert plain < small < 1.5 * plain
+    assert [p.stage for p in plans[1].phases] == ["rollout", "rollout"]
+
+
 def test_only_some_programs(plan_of):
     found = plan_of(only=("credit",))
     assert [p.name for p in found.phases] == ["credit"]

@@ -214,6 +214,31 @@ async def test_weights_in_int8_sample_as_the_numbers_they_stand_for(serve, mode,
         np.testing.assert_allclose(sample.logprobs, want, atol=1e-4)
 
 
+@pytest.mark.parametrize("weights", ["compute", "int8"])
+async def test_beside_an_update_the_sampler_keeps_the_weights_it_was_given(
+    make_team, weights
+):
+    team = make_team("full", (1, 1, 1, 1), jnp.float32)
+    config = dataclasses.replace(CONFIG, weights=weights)
+    own = jax.tree.map(jnp.copy, team.trainable)
+    requests = make_requests(4)
+    samples = []
+    for beside in (False, True):
+        engine = Engine(
+            [team.policy], config, team.mesh, seed=11, stop_ids=2, beside=beside
+        )
+        engine.warm_up([own], [team.frozen])
+        serving = engine.running([own], [team.frozen])
+        if beside:  # as an update does to which they are donated
+            jax.tree.map(lambda x: x.delete(), own)
+        async with serving:
+            asked = [engine.generate(*r) for r in requests]
+            samples.append(await asyncio.gather(*asked))
+    for one, other in zip(*samples, strict=True):
+        np.testing.assert_array_equal(one.token_ids, other.token_ids)
+        np.testing.assert_array_equal(one.logprobs, other.logprobs)
+
+
 @pytest.mark.parametrize("mode", ["full", "lora"])
 async def test_in_bfloat16_logprobs_are_those_of_the_full_forward(serve, mode):
     """On average within a hundredth: a bfloat16 has eight bits."""
