@@ -148,13 +148,14 @@ class Watched:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A program alone: seconds of a call, useful tokens, and shares of the ceilings."""
+    """A program alone: seconds of a call, and its useful tokens, operations, bytes read
+    and written; the share of its places that are padding."""
 
     name: str
     seconds: float
     tokens: int
-    mfu: float | None = None
-    copy_share: float | None = None
+    flops: float | None = None
+    bytes: float | None = None
     padding: float | None = None
 
     @property
@@ -162,9 +163,7 @@ class Measured:
         return self.tokens / self.seconds
 
 
-def prefills(
-    run: Any, weights: Any, ceiling: float, repeats: int
-) -> Iterator[Measured]:
+def prefills(run: Any, weights: Any, repeats: int) -> Iterator[Measured]:
     """Every bucket of every group, all rows full; what goes on from a cache stands at
     its end."""
     import numpy as np
@@ -192,19 +191,16 @@ def prefills(
             seen = rows * bucket * (start + (bucket + 1) / 2)
             work = rows * bucket * token_flops(cfg) + seen * seen_flops(cfg)
             name = f"{kind} {rows} x {bucket}" + (f" at {start}" if start else "")
-            yield Measured(name, took, rows * bucket, mfu=work / took / ceiling)
+            yield Measured(name, took, rows * bucket, flops=work)
 
 
-def decodes(run: Any, weights: Any, copied: float, repeats: int) -> Iterator[Measured]:
+def decodes(run: Any, weights: Any, repeats: int) -> Iterator[Measured]:
     """A chunk of decoding, by how many rows live and what stands in their cache."""
     import jax
-    import numpy as np
 
     config = run.config.sampler
     for g, program in enumerate(run.stage.engine._programs):
-        policy, cfg = program.policy, program.policy.cfg
-        size = np.dtype(policy.dtype).itemsize
-        entry = 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim * size
+        policy, cache = program.policy, jax.tree.leaves(program.slot_shapes().cache)
         trainable, frozen = weights[g]
         whole, sets = (
             (frozen, 1) if policy.mode == "lora" else (trainable or frozen, policy.sets)
@@ -213,6 +209,8 @@ def decodes(run: Any, weights: Any, copied: float, repeats: int) -> Iterator[Mea
         copies = program.grid[0] * program._mesh.mesh.shape["data"]
         held = sum(x.nbytes for x in jax.tree.leaves(whole)) / sets * copies
         total = program.grid[0] * program.grid[1] * program.rows
+        size = sum(x.size * x.dtype.itemsize for x in cache)
+        entry = size / (total * config.context)  # bytes of a token
         room = config.context - config.chunk * (repeats + 1)
         contexts = sorted({room // 4, room // 2, room})
         for live in sorted({1, total // 2, total}):
@@ -226,7 +224,7 @@ def decodes(run: Any, weights: Any, copied: float, repeats: int) -> Iterator[Mea
                     f"decode {live} rows at {context}",
                     took,
                     int(steps * live),
-                    copy_share=moved / took / copied,
+                    bytes=moved,
                 )
 
 
@@ -267,13 +265,13 @@ def _decoding(
 
 
 def learning(
-    run: Any, state: Any, packed: Any, ceiling: float, repeats: int
+    run: Any, state: Any, packed: Any, repeats: int
 ) -> tuple[list[Measured], Any]:
-    """Reference and update on a real batch; and the state after it."""
+    """Log-probabilities and update on a real batch; and the state after it."""
     import numpy as np
 
     learner, team = run.learner, run.stage.engine._programs
-    forward = real = room = 0.0
+    forward = whole = real = room = 0.0
     for step in packed.minibatches:
         for g, part in enumerate(step):
             if part is None:
@@ -283,19 +281,24 @@ def learning(
             used = int((ends > 0).sum())
             actions = sum(len(s.action.token_ids) for s in part.slots)
             real, room = real + used, room + ends.size
-            work = used * token_flops(cfg) + seen_by_rows(ends) * seen_flops(cfg)
-            forward += work + actions * head_flops(cfg)
+            products = used * token_flops(cfg) + actions * head_flops(cfg)
+            scores = seen_by_rows(ends) * seen_flops(cfg)
+            forward += products + scores
+            # Backward is twice the work, but once where the weights are frozen
+            # (adapters aside).
+            frozen = team[g].policy.mode == "lora"
+            whole += products * (2 if frozen else 3) + scores * 3
     padding = 1 - real / room
     name = f"{int(real)} tokens"
     took = seconds_of(
         lambda: learner.assign_credit(state, run.frozen, packed).actions.mask, repeats
     )
     out = []
-    if learner._refers:
-        share = forward / took / ceiling
-        out.append(
-            Measured(f"reference, {name}", took, int(real), share, None, padding)
-        )
+    recomputes = run.config.objective.old_logprobs == "recompute"
+    if passes := bool(learner._refers) + recomputes:
+        work = passes * forward
+        title = f"log-probabilities, {passes} x {name}"
+        out.append(Measured(title, took, int(real), work, padding=padding))
     holder = {"state": state}
 
     def call() -> Any:
@@ -303,8 +306,7 @@ def learning(
         return holder["state"]
 
     took = seconds_of(call, repeats)
-    share = 3 * forward / took / ceiling  # backward is twice the work
-    out.append(Measured(f"update, {name}", took, int(real), share, None, padding))
+    out.append(Measured(f"update, {name}", took, int(real), whole, padding=padding))
     return out, holder["state"]
 
 
@@ -361,6 +363,8 @@ def shared_buffers(run: Any, state: Any) -> bool:
     """Whether the sampler's programs take the weights as the update leaves them."""
     import jax
 
+    if run.config.sampler.weights != "compute":
+        return False
     update = run.learner._run["update"].output_shardings[0]
     written = jax.tree.leaves([group.trainable for group in update.groups])
     read = [
@@ -385,9 +389,10 @@ async def measure(config: Any, cache: Path, repeats: int) -> dict[str, Any]:
     from mappa_jax.testing import Silent
     from mappa_jax.train import train
 
-    chip = measured(jax.devices())
+    # Several times: a machine that is shared is not always as fast.
+    chips = [measured(jax.devices())]
     kind = "f32" if config.dtype == "float32" else "bf16"
-    ceiling, devices = chip.flops[kind], jax.device_count()
+    devices = jax.device_count()
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compiled.append(event) if event == COMPILED else None
@@ -406,26 +411,28 @@ async def measure(config: Any, cache: Path, repeats: int) -> dict[str, Any]:
             programs = len(run.learner._run) + sum(
                 len(one._run) for one in run.stage.engine._programs
             )
-            found, state = learning(
-                run, state, watched.packed, ceiling * devices, repeats
-            )
+            chips.append(measured(jax.devices()))
+            found, state = learning(run, state, watched.packed, repeats)
             engine = run.stage.engine
             groups = zip(engine._programs, state.trainable, run.frozen, strict=True)
             weights = tuple(p.hand_over(own, base) for p, own, base in groups)
             found = [
-                *prefills(run, weights, ceiling * devices, repeats),
-                *decodes(run, weights, chip.bandwidth * devices, repeats),
+                *prefills(run, weights, repeats),
+                *decodes(run, weights, repeats),
                 *found,
             ]
+            chips.append(measured(jax.devices()))
             memory, same = peak_memory(run), shared_buffers(run, state)
     phases = {name: statistics.median(one[name] for one in rounds) for name in PHASES}
+    flops = max(chip.flops[kind] for chip in chips) * devices
+    copied = max(chip.bandwidth for chip in chips) * devices
     return {
-        "device": f"{devices} x {chip.name}",
+        "device": f"{devices} x {chips[0].name}",
         "jax": jax.__version__,
         "dtype": config.dtype,
         "ceilings": {
-            "flops": ceiling * devices,
-            "copy_bytes_per_second": chip.bandwidth * devices,
+            "flops": flops,
+            "copy_bytes_per_second": copied,
         },
         "compile_seconds": took,
         "executables": programs,
@@ -434,7 +441,13 @@ async def measure(config: Any, cache: Path, repeats: int) -> dict[str, Any]:
         "iteration_seconds": phases,
         "iterations": len(rounds),
         "programs": [
-            dataclasses.asdict(one) | {"tokens_per_second": one.rate} for one in found
+            dataclasses.asdict(one)
+            | {
+                "tokens_per_second": one.rate,
+                "mfu": one.flops / one.seconds / flops if one.flops else None,
+                "copy_share": one.bytes / one.seconds / copied if one.bytes else None,
+            }
+            for one in found
         ],
         "peak_memory_gib": memory,
     }
@@ -519,7 +532,9 @@ def main(argv: list[str]) -> None:
     from mappa_jax.assemble import seat_agents
     from mappa_jax.config import changed
 
-    config = seat_agents(common.resolve_flag(_CONFIG.value))
+    # One after the other, so that every second belongs to one phase.
+    config = dataclasses.replace(common.resolve_flag(_CONFIG.value), staleness=0)
+    config = seat_agents(config)
     config = changed(
         config,
         {

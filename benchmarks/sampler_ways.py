@@ -132,8 +132,9 @@ async def measure(config: Any, cache: Path, name: str, rounds: int) -> dict[str,
     first = next(iter(stats))
 
     def against_first(way: str, seconds: Any) -> dict[str, float]:
-        found = ratios({n: [seconds(s) for s in stats[n]] for n in (first, way)})
-        return {"seconds": found.seconds[way], "times_as_fast": found.times_as_fast}
+        both = {"first": stats[first], "other": stats[way]}
+        found = ratios({name: [*map(seconds, rows)] for name, rows in both.items()})
+        return {"seconds": found.seconds["other"], "times_as_fast": found.times_as_fast}
 
     return {
         way: {

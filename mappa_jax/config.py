@@ -564,8 +564,12 @@ def _check(config: Config) -> None:
     positive("packing.rows", config.packing.rows)
     if config.staleness not in (0, 1):
         refuse("staleness", "must be 0 or 1")
-    if config.staleness and config.objective.old_logprobs != "recompute":
-        refuse("staleness", "needs objective.old_logprobs='recompute'")
+    if config.objective.old_logprobs != "recompute":
+        remedy = "needs objective.old_logprobs='recompute', for its importance weights"
+        if config.staleness:
+            refuse("staleness", remedy)
+        if config.sampler.weights == "int8":
+            refuse("sampler.weights", f"'int8' {remedy}")
     _check_judge(config.judge, refuse)
     positive("sandbox.workers", config.sandbox.workers)
     if config.sandbox.backend == "sandbox_fusion" and not config.sandbox.base_url:

@@ -10,6 +10,7 @@ import asyncio
 import collections
 import dataclasses
 import hashlib
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -162,9 +163,18 @@ async def rollout(
     addresses = _addresses(tasks, samples, step, evaluation)
     # Samples of a task may say the same, and one judge is then asked but once.
     mine = share(addresses, stage.hosts, together=samples)
-    async with asyncio.TaskGroup() as group:
-        runs = [group.create_task(_episode(stage, a, on_done)) for _, a in mine]
-    episodes = tuple(run.result() for run in runs)
+    judging: list[Pending] = [[] for _ in mine]
+    try:
+        async with asyncio.TaskGroup() as group:
+            runs = [
+                group.create_task(_episode(stage, address, on_done, verdicts))
+                for (_, address), verdicts in zip(mine, judging, strict=True)
+            ]
+    except BaseException:
+        for verdict in itertools.chain(*judging):
+            verdict.cancel()  # nobody will read it, and it may cost
+        raise
+    episodes = tuple(zip((run.result() for run in runs), judging, strict=True))
     numbers = tuple(number for number, _ in mine)
     return Rolled(stage, numbers, episodes, time.perf_counter() - start)
 
@@ -184,9 +194,9 @@ def _addresses(
 
 
 async def _episode(
-    stage: Stage, address: Address, on_done: Callable[[], None]
-) -> tuple[Trajectory, Pending]:
-    judging: Pending = []
+    stage: Stage, address: Address, on_done: Callable[[], None], judging: Pending
+) -> Trajectory:
+    """One trajectory; its verdicts are added to `judging`."""
     task = address.task
 
     def on_action(index: int, action: Action) -> None:
@@ -210,7 +220,7 @@ async def _episode(
     unblamed = failure is not None and (faulted or not team.actions)
     outcome = None if unblamed else await _outcome(stage, task, team.actions)
     on_done()
-    trajectory = Trajectory(
+    return Trajectory(
         task=task,
         step=-1 if address.evaluation else address.step,
         sample=address.sample,
@@ -218,7 +228,6 @@ async def _episode(
         outcome=outcome,
         failure=failure,
     )
-    return trajectory, judging
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -46,9 +46,9 @@ from mappa_jax.rollout import Rolled, Rollout, Stage, rollout, success
 from mappa_jax.sampling.engine import Stats
 from mappa_jax.timeline import span
 from mappa_jax.types import Missing, MissingReason, Verdict
+from mappa_jax.waiting import to_its_end
 
 TIMELINE = "timeline.json"
-Result = TypeVar("Result")
 
 
 class Progress(Protocol):
@@ -111,6 +111,7 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
     run.progress.watch(run.stage.judge.meter)
     read = run.stage.judge.meter()
     saved = run.checkpoints.latest() or 0
+    batch: _Batch | None = None
     ahead: asyncio.Task[_Batch] | None = None  # the next batch
     profiling = contextlib.ExitStack()
     try:
@@ -156,6 +157,8 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
         raise
     finally:
         profiling.close()
+        if batch is not None:
+            batch.rolling.cancel()
         if ahead is not None:
             await _abandon(ahead)
     run.checkpoints.wait()
@@ -270,7 +273,8 @@ class _Batch:
 def _rolling(run: Run, state: TeamState, step: int) -> asyncio.Task[_Batch]:
     """The team on a step's tasks. If the engine samples beside updates, `state` may be
     donated as soon as this returns."""
-    serving = run.stage.engine.running(state.trainable, run.frozen)
+    engine = run.stage.engine
+    serving = engine.running(state.trainable, run.frozen, donated=engine.beside)
     return asyncio.create_task(_roll(run, serving, step))
 
 
@@ -323,7 +327,6 @@ async def _learn(
     run.stage.judge.sync()
     _check_missing(config, rolled)
     drift = await _drift(run, rolled, step)
-    await asyncio.sleep(0)  # the last moment at which a cancelled step is undone
 
     def credit() -> Packed:
         with _timed(seconds, "credit"):
@@ -345,9 +348,15 @@ async def _learn(
             return run.learner.update(state, run.frozen, packed)
 
     run.progress.start(step, "credit", 1)
-    packed = await whole(credit)
+    packed = await to_its_end(_in_thread(credit))
+    await asyncio.sleep(0)  # the last moment at which a cancelled step is undone
     run.progress.start(step, "update", 1)
-    state, learned = await whole(update, packed)
+    updating = _in_thread(update, packed)
+    try:
+        await to_its_end(updating)
+    except asyncio.CancelledError:
+        asyncio.current_task().cancel()  # when the step has been told of
+    state, learned = updating.result()
     seconds |= {
         "rollout": rolled.seconds,
         "prefill": sampled.prefill_seconds,
@@ -360,19 +369,8 @@ async def _learn(
     return state, metrics
 
 
-async def whole(work: Callable[..., Result], *args: Any) -> Result:
-    """`work(*args)` in a thread. Who is cancelled meanwhile is so when it has ended,
-    at the next point that waits."""
-    working = asyncio.create_task(asyncio.to_thread(work, *args))
-    cancelled = False
-    while not working.done():
-        try:
-            await asyncio.wait([working])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        asyncio.current_task().cancel()
-    return working.result()
+def _in_thread(work: Callable[..., Any], *args: Any) -> asyncio.Task[Any]:
+    return asyncio.create_task(asyncio.to_thread(work, *args))
 
 
 async def _drift(run: Run, rolled: Rollout, step: int) -> dict[str, float]:

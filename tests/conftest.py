@@ -1,6 +1,5 @@
 """Every test runs on eight simulated CPU devices, with one shared compile cache."""
 
-import importlib.util
 import os
 import sys
 import types
@@ -15,6 +14,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import jax
 import numpy as np
 import pytest
+import scripts
 
 from mappa_jax.config import MeshConfig
 from mappa_jax.models import hf
@@ -109,9 +109,7 @@ def assemble(launch_path, cache):
 @pytest.fixture(scope="session")
 def tiny():
     """(changes) -> configs/tiny.py as a ConfigDict, smaller still: {"steps": 4, ...}"""
-    spec = importlib.util.spec_from_file_location("tiny", ROOT / "configs" / "tiny.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = scripts.load(ROOT / "configs" / "tiny.py")
 
     def make(changes=None):
         config = module.get_config()

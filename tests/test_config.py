@@ -1,7 +1,6 @@
 """Settings: every file resolves, and what cannot work is named."""
 
 import dataclasses
-import importlib.util
 import json
 import re
 import typing
@@ -9,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import scripts
 
 from mappa_jax.assemble import seat_agents
 from mappa_jax.config import (
@@ -25,13 +25,6 @@ FILES = sorted((ROOT / "configs").glob("*.py"))
 DOCUMENTED = re.compile(r"--config=configs/(\w+\.py)(?::([\w.,=-]+))?")
 
 
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def variants():
     """(file, argument) for every file, and every argument that a docstring shows."""
     for path in FILES:
@@ -44,14 +37,14 @@ def variants():
     ("path", "argument"), variants(), ids=lambda v: getattr(v, "name", str(v))
 )
 def test_every_config_file_resolves(path, argument):
-    config = load(path).get_config(argument)
+    config = scripts.load(path).get_config(argument)
     resolved = seat_agents(resolve(config))
     assert resolve(json.loads(json.dumps(to_dict(resolved)))) == resolved
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_a_config_file_shows_its_command_and_refuses_other_arguments(path):
-    module = load(path)
+    module = scripts.load(path)
     assert f"--config=configs/{path.name}" in module.__doc__
     with pytest.raises(ValueError, match="no-such-variant"):
         module.get_config("no-such-variant")
@@ -136,6 +129,9 @@ def test_a_whole_number_may_stand_for_a_float():
         ("agents__solver__top_k", 5),
         ("agents__solver__min_new_tokens", 1),
         ("kl__target", 0.1),  # without a beta
+        ("staleness", 2),
+        ("staleness", 1),  # without importance weights
+        ("sampler__weights", "int8"),
         ("reward__turn_discount", 1.5),
         ("sampler__slots", 0),
         ("sampler__prefill_rows", 0),

@@ -7,7 +7,6 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import logging
 import shutil
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import scripts
 
 from mappa_jax import records
 from mappa_jax.checkpoints import Checkpoints
@@ -635,12 +635,7 @@ def test_a_damaged_config_json_is_named(tmp_path):
 @pytest.fixture
 def command(launch_path, monkeypatch, cache):
     """launch/train.py as a function of (config, workdir), without parsing flags."""
-    from absl import flags
-
-    path = launch_path / "train.py"
-    spec = importlib.util.spec_from_file_location("launch_train", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = scripts.load(launch_path / "train.py")
     monkeypatch.setattr(module.common, "begin", lambda argv: None)
     monkeypatch.setattr(module, "join_hosts", OneHost)
 
@@ -654,9 +649,7 @@ def command(launch_path, monkeypatch, cache):
             monkeypatch.setattr(module, name, SimpleNamespace(value=value))
         module.main(["train.py"])
 
-    yield call
-    for name in ("config", "workdir", "cache_dir", "profile_steps"):
-        delattr(flags.FLAGS, name)
+    return call
 
 
 def test_a_second_call_says_that_the_run_is_complete(

@@ -19,6 +19,7 @@ from mappa_jax.judges.base import JudgeError
 from mappa_jax.judges.prompts import Form, Prompt
 from mappa_jax.judges.provider import Fault, Reply, Usage
 from mappa_jax.types import MissingReason
+from mappa_jax.waiting import to_its_end
 
 SCORES = tuple(range(11))
 
@@ -64,7 +65,7 @@ class LocalProvider:
     async def ask(self, prompt: Prompt) -> Reply | Fault:
         work = asyncio.ensure_future(asyncio.to_thread(self._scorer, prompt.text))
         try:
-            chances, tokens = await _to_its_end(work)
+            chances, tokens = await to_its_end(work)
         except PromptTooLong as e:
             detail = f"{e}: lower judge.field_tokens or judge.prompt_tokens"
             return Fault(MissingReason.TRUNCATED, detail)
@@ -79,17 +80,3 @@ class LocalProvider:
 
     async def aclose(self) -> None:
         self._scorer = None
-
-
-async def _to_its_end(work: asyncio.Future[Any]) -> Any:
-    """The result of a thread. Whoever is cancelled meanwhile goes when it has ended:
-    it cannot be stopped, and the next one is not to run beside it."""
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        while not work.done():
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError:
-                continue  # it has been told already, and is raised below
-        raise

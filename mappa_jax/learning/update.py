@@ -421,9 +421,8 @@ class Learner:
         for step in packed.minibatches * self._config.optimizer.epochs:
             rows = tuple(p and self._placed(p.batch, g) for g, p in enumerate(step))
             counts = tuple(p and self._count(p) for p in step)
-            state, metrics = meshlib.start(
-                *(self._run["update"], state, bases, rows, counts, self._schedule)
-            )
+            update = functools.partial(meshlib.start, self._run["update"])
+            state, metrics = update(state, bases, rows, counts, self._schedule)
             sums.append(metrics)
         metrics = _summary(jax.device_get(sums), len(self._config.agents))
         metrics["beta"] = np.asarray(state.beta)

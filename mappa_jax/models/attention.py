@@ -199,13 +199,13 @@ def _attend_blocks_bwd(scale, block, kept, grad):
         keys = blocks.of(k_swapped, j, -1)
         scores, seen = blocks.scores(blocks.of(q, i), keys, i, j, scale)
         weights = jnp.where(seen, jnp.exp(scores - blocks.of(lse, i)), 0.0)
-        inner = jnp.einsum(
+        along = jnp.einsum(
             "nkgth,nkhs->nkgts",
             blocks.of(grad, i),
             blocks.of(v_swapped, j, -1),
             preferred_element_type=jnp.float32,
         )
-        slope = (weights * (inner - blocks.of(dot, i)) * scale).astype(q.dtype)
+        slope = (weights * (along - blocks.of(dot, i)) * scale).astype(q.dtype)
         weights = weights.astype(v.dtype)
 
         def add(total, i, axis, how, *of):
@@ -276,20 +276,23 @@ def attend_cache(
       cache: it holds the tokens' own keys and values already.
       layer: [] int32.
       rows_N: [N] int32, the cache's rows; None: its first N.
-      positions_NxT: int32, the queries'.
+      positions_NxT: int32, the queries'; one beyond the cache is padding, which sees
+        nothing.
       window: a key is seen if it is less than this before the query.
       blocks: [] int32.
       block: tokens of a block, static.
       scale: of the scores.
 
     Returns:
-      [N, T, K, G, H], in the dtype of `q`; the cache may have another.
+      [N, T, K, G, H], in the dtype of `q`; the cache may have another. Zeros for who
+      sees nothing in these blocks.
     """
     n, t, kv_heads, group, head_dim = q_NxTxKxGxH.shape
     dtype = q_NxTxKxGxH.dtype
     q = q_NxTxKxGxH.swapaxes(1, 2).reshape(n, kv_heads, t * group, head_dim)
     # The heads of one token see alike: one row of the mask does for all of them.
     positions = positions_NxT if t == 1 else jnp.repeat(positions_NxT, group, axis=1)
+    real = positions[:, :, None] < cache.length
 
     def body(carry):
         j, top, total, out = carry
@@ -302,9 +305,10 @@ def attend_cache(
         if part.k_scale is not None:
             scores *= part.k_scale[:, :, None]
         gap = positions[:, :, None] - (j * block + jnp.arange(block))
-        seen = (gap >= 0) & (gap < window)
+        seen = (gap >= 0) & (gap < window) & real
         # What a slot's last row left there may be no number, and 0 * NaN is none.
-        v = jnp.where(seen.any(1)[:, None, :, None], v, 0)
+        used = seen.any(1)[:, None, :]
+        v = jnp.where(used[..., None], v, 0)
         seen = seen[:, None]
         scores = jnp.where(seen, scores, MASKED)
         new_top = jnp.maximum(top, scores.max(-1))
@@ -312,7 +316,7 @@ def attend_cache(
         decay = jnp.exp(top - new_top)
         total = total * decay + weights.sum(-1)
         if part.v_scale is not None:
-            weights *= part.v_scale[:, :, None]
+            weights *= jnp.where(used, part.v_scale, 0.0)[:, :, None]
         new = jnp.einsum("nkqs,nksh->nkqh", weights.astype(v.dtype), v)
         return j + 1, new_top, total, out * decay[..., None] + new
 
@@ -323,5 +327,6 @@ def attend_cache(
         jnp.zeros(q.shape, jnp.float32),
     )
     _, _, total, out = jax.lax.while_loop(lambda c: c[0] < blocks, body, start)
-    out = (out / total[..., None]).astype(dtype)
+    out = out / jnp.where(total > 0, total, 1.0)[..., None]
+    out = out.astype(dtype)
     return out.reshape(n, kv_heads, t, group, head_dim).swapaxes(1, 2)

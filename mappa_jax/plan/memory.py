@@ -42,7 +42,8 @@ def kind_of(argument: str) -> str:
         return "optimizer"
     if re.search(r"\bcache\b", argument):
         return "kv"
-    if re.match(r"((state\.)?(groups\[\d+\]\.)?trainable|frozen|bases?)\b", argument):
+    weights = r"((state\.)?(groups\[\d+\]\.)?trainable|frozen|bases?|weights)\b"
+    if re.match(weights, argument):
         return "params"
     return "other"
 

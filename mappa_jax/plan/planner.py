@@ -27,7 +27,8 @@ from mappa_jax.plan.roofline import Fabric
 from mappa_jax.sampling.engine import Program
 
 STOP_IDS = 2  # what the models' generation configs name; its size changes nothing
-ROLLOUT = (*workload.FILLING, "decode", "round")
+SAMPLING = (*workload.FILLING, "decode")  # programs that work on slots
+ROLLOUT = (*SAMPLING, "round")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,13 +82,17 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """What a run of this config needs and takes on these devices."""
+    """What a run of this config needs and takes on these devices.
+
+    `beside` is what the sampler holds during the update, bytes per chip by kind.
+    """
 
     config: Config
     team: tuple[Policy, ...]
     fabric: Fabric
     load: workload.Load
     phases: Sequence[Phase]
+    beside: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def chips(self) -> int:
@@ -148,9 +153,11 @@ def make_plan(
         note(name)
         built = compiling.build(programs[name], tpu=tpu)
         phases.append(_phase(name, built, uses[name], where, resident))
+    beside = {}
     if updates_beside(config, mesh):
-        phases = _beside(phases, resident)
-    return Plan(config, team, where, load, phases)
+        beside = {"params": resident["own"], "kv": resident["kv"]}
+    plan = Plan(config, team, where, load, phases, beside)
+    return together(plan) if plan.whole else plan
 
 
 def _wanted(name: str, config: Config, uses, only: Sequence[str]) -> bool:
@@ -190,7 +197,7 @@ def lowered(
         for policy, one in zip(team, samplers, strict=True)
     ]
     groups = [group for group in state.groups if group is not None]
-    own = [one.handed(*weights[g]) for g, one in enumerate(samplers)]
+    own = [one.own_shapes(*weights[g]) for g, one in enumerate(samplers)]
     resident = {
         "params": memory.held(weights),
         "optimizer": memory.held([group.opt_state for group in groups]),
@@ -210,11 +217,11 @@ def _phase(
     devices = math.prod(fabric.mesh.values())
     cost = count(built.module, devices, use.expected)
     own = built.memory.arguments
-    rolls = name.startswith(ROLLOUT)
-    kept = {k: v for k, v in resident.items() if k != "kv" or rolls}
+    samples = name.startswith(SAMPLING)
+    kept = {k: v for k, v in resident.items() if k != "kv" or samples}
     # An argument may be padded, and is then larger than its elements.
     hbm = {kind: max(own[kind], kept.get(kind, 0.0)) for kind in memory.KINDS}
-    hbm["params"] += resident["own"] if rolls else 0.0
+    hbm["params"] += resident["own"] if samples else 0.0
     hbm["temporaries"] = built.memory.temporaries
     hbm["other"] += built.memory.results + built.memory.code
     return Phase(
@@ -230,15 +237,13 @@ def _phase(
     )
 
 
-def _beside(phases: Sequence[Phase], resident: Mapping[str, float]) -> list[Phase]:
-    """The phases when the next batch is sampled meanwhile: credit and update find the
-    sampler's weights, its cache, and what its programs need besides."""
-    rolls = [p.hbm["temporaries"] for p in phases if p.stage == "rollout"]
-    more = {
-        "params": resident["own"],
-        "kv": resident["kv"],
-        "temporaries": max(rolls, default=0.0),
-    }
+def together(plan: Plan) -> Plan:
+    """A whole plan in which credit and update find the sampler beside them: its
+    weights, its cache, and what its programs need besides."""
+    if not plan.beside:
+        return plan
+    rolls = [p.hbm["temporaries"] for p in plan.phases if p.stage == "rollout"]
+    more = {**plan.beside, "temporaries": max(rolls)}
 
     def one(phase: Phase) -> Phase:
         if phase.stage == "rollout":
@@ -246,4 +251,4 @@ def _beside(phases: Sequence[Phase], resident: Mapping[str, float]) -> list[Phas
         hbm = {kind: size + more.get(kind, 0.0) for kind, size in phase.hbm.items()}
         return dataclasses.replace(phase, hbm=hbm)
 
-    return list(map(one, phases))
+    return dataclasses.replace(plan, phases=[*map(one, plan.phases)])

@@ -76,6 +76,8 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "extend_buckets": list(sampler.extend_buckets),
         "context": sampler.context,
         "kv_dtype": sampler.kv_dtype,
+        "weights": sampler.weights,
+        "staleness": config.staleness,
         "row_tokens": packing.row_tokens,
         "rows": packing.rows,
     }

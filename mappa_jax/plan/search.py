@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mappa_jax.config import Config, ConfigError, changed
 from mappa_jax.models.config import ModelConfig
-from mappa_jax.plan.planner import Plan
+from mappa_jax.plan.planner import Plan, together
 from mappa_jax.plan.report import efficiency_of
 from mappa_jax.plan.workload import FILLING
 
@@ -27,8 +27,9 @@ Changes = Mapping[str, Any]
 REMATS = ("projections", "none")  # beside "full": each keeps more than the last
 BEST = 3  # meshes that are looked at closely, and plans that are offered
 ROOM = 0.75  # of the memory: what takes more is not tried with larger settings
-OTHERS = (*FILLING, "decode", "reference", "logprobs", "credit")  # all but the update
-KV_DTYPES = ("compute", "float8_e4m3fn")
+# All programs but the update.
+OTHERS = (*FILLING, "decode", "round", "reference", "logprobs", "credit")
+KV_DTYPES = ("compute", "float8_e4m3fn")  # if the config asks for none of its own
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,14 +160,15 @@ def search(
         updates = updates + larger(first, attempt)
     whole = []
     for found in sorted(updates, key=lambda f: f.seconds):
-        for kv_dtype in KV_DTYPES:
+        own = config.sampler.kv_dtype
+        for kv_dtype in KV_DTYPES if own == "compute" else (own,):
             slots = _slots(config, shapes, found, kv_dtype)
             if not slots:
                 continue
             extra = {"sampler.slots": slots, "sampler.kv_dtype": kv_dtype}
             rest = attempt({**found.changes, **extra}, OTHERS)
-            if rest and rest.fits:
-                whole.append(_joined(rest, found))
+            if rest and rest.fits and (joined := _joined(rest, found)).fits:
+                whole.append(joined)
                 break  # a smaller cache is a second choice: it costs precision
         if len(whole) >= BEST:
             break
@@ -194,9 +196,11 @@ def larger(
 
 
 def _joined(rest: Found, update: Found) -> Found:
-    """The whole plan: the update does not depend on the sampler's settings."""
+    """The whole plan: the update itself does not depend on the sampler's settings,
+    only what stands beside it does."""
     phases = [*rest.plan.phases, *update.plan.phases]
-    return Found(rest.changes, dataclasses.replace(rest.plan, phases=phases))
+    whole = dataclasses.replace(rest.plan, phases=phases)
+    return Found(rest.changes, together(whole))
 
 
 def _slots(
@@ -206,16 +210,19 @@ def _slots(
     most as many as the config has or as there are trajectories; 0: none."""
     phase = found.plan.phases[0]
     room = 0.75 * found.plan.usable - phase.hbm["params"] - phase.hbm["optimizer"]
+    if beside := found.plan.beside:
+        left = found.plan.usable - phase.total - beside["params"]
+        room = max(min(room, left), 0.0)
     ways = found.plan.team[0].layout.ways
+    scale = 4 if kv_dtype == "int8" else 0  # a float32 for every head of a token
     itemsize = jnp.dtype(config.dtype if kv_dtype == "compute" else kv_dtype).itemsize
     row = sum(
         policy.pools
         * 2
         * policy.cfg.n_layers
         * (policy.cfg.n_kv_heads // policy.layout.tensor)
-        * policy.cfg.head_dim
+        * (policy.cfg.head_dim * itemsize + scale)
         * config.sampler.context
-        * itemsize
         for policy in found.plan.team
     )
     most = min(int(room / row) * ways, int(found.changes["sampler.slots"]))

@@ -116,12 +116,14 @@ class Conversation:
     Attributes:
       number: which it is, of this host's.
       cached: [T] int32, the tokens that its slot's cache holds.
+      asking: whether a turn of it is being sampled.
     """
 
     number: int
     cached: np.ndarray = dataclasses.field(
         default_factory=lambda: np.zeros((0,), np.int32)
     )
+    asking: bool = False
 
     def common(self, prompt: np.ndarray) -> int:
         """How many tokens of a next turn's prompt are in the cache, but for its last:
@@ -129,6 +131,18 @@ class Conversation:
         most = min(len(self.cached), len(prompt) - 1)
         differ = self.cached[:most] != prompt[:most]
         return int(np.argmax(differ)) if differ.any() else most
+
+
+@contextlib.contextmanager
+def _asking(conversation: Conversation | None) -> Iterator[None]:
+    if conversation is None:
+        yield
+        return
+    conversation.asking = True
+    try:
+        yield
+    finally:
+        conversation.asking = False
 
 
 _Key = tuple[int, int]  # host and number of a conversation
@@ -288,17 +302,17 @@ class Program:
             places = jax.tree.map(lambda s: s.sharding, kept)
             handing[name] = jax.jit(function, out_shardings=places).lower(given)
 
-        if self._beside:
-            copy = functools.partial(jax.tree.map, jnp.copy)
-            hands("copy", copy, weights[0], weights[0])
-        if self._config.weights == "int8":
+        def copy(own: Any) -> Any:
+            if self._beside:
+                hands("copy", functools.partial(jax.tree.map, jnp.copy), own, own)
+            return own
 
-            def rounded(floats: Any) -> Any:
-                kept = int8.param_shapes(floats)
-                hands("round", int8.params, floats, kept)
-                return kept
+        def rounded(floats: Any) -> Any:
+            kept = int8.param_shapes(floats)
+            hands("round", _rounded, floats, kept)
+            return kept
 
-            weights = self.policy.in_int8(*weights, rounded)
+        weights = self._handed(*weights, copy, rounded)
 
         def whole(dtype: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((), dtype, sharding=self._whole)
@@ -446,24 +460,40 @@ class Program:
     def _placed(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: meshlib.place(x, self._on_grid), tree)
 
-    def handed(self, trainable: Any, frozen: Any) -> tuple[Any, Any]:
-        """What `hand_over` makes for weights shaped like these, None where nothing."""
-        copied = trainable if self._beside else None
+    def _handed(
+        self,
+        trainable: Any,
+        frozen: Any,
+        copy: Callable[[Any], Any],
+        rounded: Callable[[Any], Any],
+    ) -> tuple[Any, Any]:
+        """What the programs read as `weights`, of what `copy` and `rounded` make of the
+        parts that are copied for them and rounded."""
         if self._config.weights == "compute":
-            return copied, None
+            return copy(trainable), frozen
         if self.policy.mode == "lora":
-            return copied, int8.param_shapes(frozen)
-        return self.policy.in_int8(trainable, frozen, int8.param_shapes)
-
-    def hand_over(self, trainable: Any, frozen: Any) -> tuple[Any, Any]:
-        """What the other programs read as `weights`: these themselves, copies of those
-        that will be donated to an update, or in int8."""
-        if self._beside:
-            trainable = self._start("copy", trainable)
-        if self._config.weights == "compute":
-            return trainable, frozen
-        rounded = functools.partial(self._start, "round")
+            trainable = copy(trainable)
         return self.policy.in_int8(trainable, frozen, rounded)
+
+    def hand_over(
+        self, trainable: Any, frozen: Any, donated: bool = False
+    ) -> tuple[Any, Any]:
+        """What the other programs read as `weights`: these themselves, in int8, or, if
+        `trainable` will be donated while they do, copies."""
+        copy = functools.partial(self._start, "copy") if donated else lambda x: x
+        rounded = functools.partial(self._start, "round")
+        return self._handed(trainable, frozen, copy, rounded)
+
+    def own_shapes(self, trainable: Any, frozen: Any) -> tuple[Any, Any]:
+        """What `hand_over` may make for weights shaped like these, None where nothing:
+        what the sampler holds besides."""
+        floats = self._config.weights == "compute"
+        return self._handed(
+            trainable,
+            None if floats else frozen,
+            lambda x: x if self._beside else None,
+            int8.param_shapes,
+        )
 
     def empty(self) -> sampler.Slots:
         return self._start("empty")
@@ -525,6 +555,12 @@ class Program:
             return x.reshape(-1, *x.shape[3:])
 
         return slots, jax.tree.map(whole, chunk)
+
+
+@jax.named_scope("round")
+def _rounded(weights: Any) -> Any:
+    """Weights in int8; what stays as it is is a copy too."""
+    return jax.tree.map(jnp.copy, int8.params(weights))
 
 
 class _Pool:
@@ -652,7 +688,7 @@ class Engine:
             for place, member in enumerate(policy.members)
         }
         self._pools: dict[tuple[int, int], _Pool] = {}
-        self._weights: tuple[Any, Any] | None = None
+        self._weights: tuple[tuple[Any, Any], ...] | None = None  # by group
         self._error: Exception | None = None
         self._wake = asyncio.Event()
         self.stats = Stats()
@@ -675,12 +711,15 @@ class Engine:
     # -- the asynchronous side -----------------------------------------------
 
     def running(
-        self, trainable: Sequence[Any], frozen: Sequence[Any]
+        self, trainable: Sequence[Any], frozen: Sequence[Any], *, donated: bool = False
     ) -> contextlib.AbstractAsyncContextManager[Engine]:
-        """Serves `generate` with these weights, by group, until the block ends. If an
-        update may run beside, this call copies them: it may start when this returns."""
+        """Serves `generate` with these weights, by group, until the block ends. If they
+        will be `donated` meanwhile (an engine that is `beside`) this call copies
+        them."""
         groups = zip(self._programs, trainable, frozen, strict=True)
-        return self._serving(tuple(p.hand_over(*group) for p, *group in groups))
+        return self._serving(
+            tuple(p.hand_over(*group, donated) for p, *group in groups)
+        )
 
     @contextlib.asynccontextmanager
     async def _serving(self, weights: tuple[tuple[Any, Any], ...]):
@@ -726,7 +765,8 @@ class Engine:
         Raises:
           PromptTooLong: the prompt, or prompt and limit together, do not fit.
           Stopped, HostLost: as `hosts.Hosts.gather`.
-          RuntimeError: the driver has failed before.
+          RuntimeError: the driver has failed before, or the conversation's last
+            request is still open.
         """
         if isinstance(self._error, (Stopped, HostLost)):
             raise self._error
@@ -746,6 +786,10 @@ class Engine:
         number = next(self._numbers)
         self._mine[number] = (future, options)
         plain = dataclasses.replace(options, stopped_at=None)  # others need not know
+        if conversation is not None and conversation.asking:
+            raise RuntimeError(
+                "a conversation's turns come one after the other; await the last one"
+            )
         talk = conversation if self._config.extend_buckets else None
         request = _Request(
             *(number, agent, prompt, plain, address),
@@ -755,7 +799,8 @@ class Engine:
         )
         self._message.requests.append(request)
         self._wake.set()
-        sample = await future
+        with _asking(conversation):
+            sample = await future
         if talk is not None:  # the last new token has not been through the model
             talk.cached = np.concatenate([prompt, sample.token_ids[:-1]])
         return sample
@@ -823,26 +868,29 @@ class Engine:
                 message.over, self._pools.values()
             ):
                 pool.release((host, conversation))
-        pools = [p for p in self._pools.values() if p.busy]
+        pools, worked = [p for p in self._pools.values() if p.busy], False
         for pool in pools:
             self._admit(pool)
             filling = [s for s, r in enumerate(pool.rows) if r and not r.ready]
+            worked |= bool(filling)
             if filling:
                 with span("engine", "prefill"):
                     await asyncio.to_thread(self._fill, pool, filling)
             if not pool.ready():  # of long prompts only a piece is there
                 continue
+            worked = True
             with span("engine", "decode"):
                 chunk = await asyncio.to_thread(self._advance, pool)
             self._harvest(pool, chunk)
-        if pools:
+        if worked:
             return False
+        # Nobody asks, or all slots are held for a next turn.
         if self._hosts.count == 1:
-            if not self._message.requests:
+            if not (self._message.requests or self._message.over):
                 self._wake.clear()
             return False
         await asyncio.sleep(IDLE)
-        return all(message.closing for message in told)
+        return not pools and all(message.closing for message in told)
 
     def _take_message(self) -> _Message:
         told = self._message

@@ -59,7 +59,7 @@ class Slots(NamedTuple):
       token: [B] int32, the next token to feed.
       position: [B] int32, its position.
       count: [B] int32, new tokens so far.
-      done: [B] bool; a free slot is done.
+      done: [B] bool; true of a slot that is free, held, or half filled.
       request: what each row asked for.
     """
 
@@ -271,7 +271,7 @@ def decode(
       chunk: tokens per call, static.
       cache_block: tokens of a block of the cache, static.
       width: only the first so many rows of the last axis of B.., static; None: all. The
-        others must be free.
+        others must be done.
 
     Returns:
       The state, and what was decoded of these rows.

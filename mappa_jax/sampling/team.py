@@ -126,6 +126,8 @@ class _Agent:
     @contextlib.contextmanager
     def conversation(self) -> Iterator[_Agent]:
         self._check_alone()
+        if self._conversation is not None:
+            raise RuntimeError(f"{self._seat.name} is in a conversation already")
         with self._engine.conversation() as talk:
             self._team.talking, self._conversation = self._seat.name, talk
             try:

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import scripts
 
 from mappa_jax.models.attention import _attend_whole
 from mappa_jax.timeline import Span, Timeline
@@ -13,19 +14,7 @@ from mappa_jax.timeline import Span, Timeline
 
 @pytest.fixture(scope="module")
 def ledger(launch_path):
-    """benchmarks/ledger.py as a module, without its flags."""
-    import importlib.util
-
-    from absl import flags
-
-    path = launch_path.parent / "benchmarks" / "ledger.py"
-    spec = importlib.util.spec_from_file_location("ledger", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ledger"] = module
-    spec.loader.exec_module(module)
-    for name in ("config", "cache_dir", "iterations", "repeats", "out"):
-        delattr(flags.FLAGS, name)
-    return module
+    return scripts.load(launch_path.parent / "benchmarks" / "ledger.py")
 
 
 def test_keys_are_counted_as_attention_sees_them(ledger):

@@ -1,29 +1,17 @@
 """The side-by-side runs: pairs, ratios, what is checked, and our own worker."""
 
 import dataclasses
-import importlib.util
 import json
 import sys
 
 import numpy as np
 import pytest
-from absl import flags
-
-FLAGS = "json repeats only against env_dir device smoke model rows prompt new sequences"
-FLAGS += " longest microbatch agents tolerance retakes probe_seconds"
+import scripts
 
 
 @pytest.fixture(scope="module")
 def peers(launch_path):
-    """benchmarks/peers.py as a module, without its flags."""
-    path = launch_path.parent / "benchmarks" / "peers.py"
-    spec = importlib.util.spec_from_file_location("peers", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["peers"] = module
-    spec.loader.exec_module(module)
-    for name in FLAGS.split():
-        delattr(flags.FLAGS, name)
-    return module
+    return scripts.load(launch_path.parent / "benchmarks" / "peers.py")
 
 
 @pytest.fixture(scope="module")

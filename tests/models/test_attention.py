@@ -170,23 +170,41 @@ def test_tokens_over_a_cache_see_what_they_see_in_whole_rows(window):
     np.testing.assert_allclose(got, np.asarray(whole)[row, last], rtol=1e-5, atol=1e-6)
 
 
-def test_what_a_slot_held_before_reaches_nobody():
-    """Numbers that are none, behind a row's position, in keys and values."""
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_what_a_slot_held_before_reaches_nobody(dtype, padded):
+    """Numbers that are none, behind a row's position, in keys and values, or in their
+    scales; also beside padding, whose position is beyond the cache."""
     rng = np.random.default_rng(0)
-    shape = (1, 2, 2, 16, 4)  # L, N, K, S, H
+    shape, t = (1, 2, 2, 16, 4), 1 + padded  # L, N, K, S, H
     k, v = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
-    q = rng.normal(size=(2, 1, 2, 3, 4)).astype(np.float32)
+    q = rng.normal(size=(2, t, 2, 3, 4)).astype(np.float32)
+    at = np.array([[5, 16], [9, 16]], np.int32)[:, :t]
+    parts = [stored(jnp.asarray(x), jnp.dtype(dtype)) for x in (k, v)]
+    cache = Cache(*(x for x, _ in parts), *(scale for _, scale in parts))
 
-    def attended(k, v):
-        at = np.array([[5], [9]], np.int32)
+    def attended(cache):
         where = (np.int32(0), None, at, np.int32(99), np.int32(2))
-        cache = Cache(jnp.asarray(k), jnp.asarray(v))
-        return np.asarray(attention.attend_cache(q, cache, *where, block=8, scale=0.5))
+        out = attention.attend_cache(q, cache, *where, block=8, scale=0.5)
+        return np.asarray(out)
 
-    want = attended(k, v)
-    for row, first in ((0, 6), (1, 10)):
-        k[0, row, :, first:] = v[0, row, :, first:] = np.nan
-    np.testing.assert_array_equal(attended(k, v), want)
+    def spoilt(x):
+        if x.dtype == jnp.int8:  # which cannot
+            return x
+        return x.at[0, 0, :, 6:].set(np.nan).at[0, 1, :, 10:].set(np.nan)
+
+    want = attended(cache)
+    np.testing.assert_array_equal(attended(jax.tree.map(spoilt, cache)), want)
+    assert np.isfinite(want).all() and not want[:, 1:].any()
+
+
+def test_who_sees_nothing_in_the_live_blocks_gets_zeros():
+    """A row that has ended, with a window, while the others are far behind it."""
+    k, v = jnp.ones((2, 1, 1, 1, 16, 4))
+    where = (np.int32(0), None, np.array([[15]]), np.int32(4), np.int32(1))
+    q = np.ones((1, 1, 1, 2, 4), np.float32)
+    out = attention.attend_cache(q, Cache(k, v), *where, block=8, scale=0.5)
+    assert not np.asarray(out).any()
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16"])

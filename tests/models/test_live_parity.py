@@ -1,11 +1,11 @@
 """The decoder against `transformers` itself, on configs that no file pins."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import scripts
 
 from mappa_jax.models import hf
 from mappa_jax.models.decoder import Decoder, logits
@@ -16,11 +16,7 @@ pytest.importorskip("torch", reason="transformers computes the reference with to
 
 @pytest.fixture(scope="module")
 def golden():
-    path = Path(__file__).with_name("make_golden.py")
-    spec = importlib.util.spec_from_file_location("make_golden", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load(Path(__file__).with_name("make_golden.py"))
 
 
 def random_changes(name, rng):

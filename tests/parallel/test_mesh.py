@@ -1,5 +1,9 @@
 """The mesh, and where the rules place every parameter."""
 
+import concurrent.futures
+import time
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +98,35 @@ def test_rows_lie_over_data_and_fsdp(mesh):
     assert (apart.slices, apart.ways, apart.tensor) == (2, 2, 2)
     assert shared.row_axes == ("agent", "data", "fsdp")
     assert (shared.slices, shared.ways, shared.tensor) == (1, 4, 2)
+
+
+def test_two_threads_share_what_has_one_order():
+    def on(*devices):
+        return SimpleNamespace(devices=np.asarray(devices, object))
+
+    def device(platform, process=0):
+        return SimpleNamespace(platform=platform, process_index=process)
+
+    cpu, tpu, other = device("cpu"), device("tpu"), device("tpu", 1)
+    assert meshlib.shared_by_threads(on(cpu)) and meshlib.shared_by_threads(on(tpu))
+    assert meshlib.shared_by_threads(on(tpu, tpu))
+    assert not meshlib.shared_by_threads(on(cpu, cpu))
+    assert not meshlib.shared_by_threads(on(tpu, other))
+
+
+def test_programs_start_one_at_a_time():
+    starting, most = [], []
+
+    def program(name):
+        starting.append(name)
+        time.sleep(0.005)
+        most.append(len(starting))
+        starting.remove(name)
+        return name
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda i: meshlib.start(program, i), range(16)))
+    assert names == list(range(16)) and set(most) == {1}
 
 
 def test_path_names():

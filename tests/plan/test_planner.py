@@ -116,11 +116,22 @@ def test_what_runs_beside_needs_its_memory_beside(plan_of):
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_weights_of_int8_are_had_besides(plan_of, mode):
     plans = [
-        plan_of({"mode": mode, "sampler.weights": kind}, ["decode", "round"])
+        plan_of(
+            {
+                "mode": mode,
+                "sampler.weights": kind,
+                "objective.old_logprobs": "recompute",
+            },
+            ["decode", "round"],
+        )
         for kind in ("compute", "int8")
     ]
     plain, small = (phase(plan, "decode").hbm["params"] for plan in plans)
     assert plain < small < 1.5 * plain
+    found = phase(plans[1], "round").hbm
+    # What is rounded counts once, what that gives is a result, and no slots exist yet.
+    assert found["params"] == plain and found["kv"] == 0
+    assert found["other"] < plain
     assert [p.stage for p in plans[1].phases] == ["rollout", "rollout"]
 
 

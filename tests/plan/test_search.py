@@ -111,6 +111,27 @@ def test_the_quickest_that_fits_comes_first(plan, config, shapes):
     assert {p.name for p in found[0].plan.phases} == {p.name for p in plan.phases}
 
 
+def test_what_runs_beside_the_update_has_to_fit_beside_it(plan, config, shapes):
+    """Each half fits by itself, here only with the smaller cache both together."""
+
+    def found(need):
+        fake = Fake(plan, lambda c, p: need, lambda c: 1.0)
+
+        def plan_of(config, only):
+            kv = 350.0 if config.sampler.kv_dtype == "compute" else 200.0
+            made = fake(config, only)
+            return dataclasses.replace(made, beside={"params": 100.0, "kv": kv})
+
+        return [f for f in search(config, shapes, 4, plan_of, compiles=99) if f.usable]
+
+    assert not found(500)
+    for one in found(300):
+        assert one.changes["sampler.kv_dtype"] == "float8_e4m3fn"
+        update = next(p for p in one.plan.phases if p.name == "update")
+        assert update.total == 300 + 300 + 100 + 200
+    assert found(300)
+
+
 def test_whole_plans_are_sorted_by_all_their_phases(plan, config, shapes):
     """Updates of one mesh alike, of which the second leaves the quickest sampler."""
     fake = Fake(plan, lambda c, p: 500, None)

@@ -75,13 +75,15 @@ async def test_a_long_prompt_does_not_keep_others_from_decoding(serve):
     long = (0, np.arange(24, dtype=np.int32), OPTIONS, (0, 1, 1, 0, 0, 0))
 
     def watch(tokens):
-        seen.append(len(tokens))
+        (pool,) = one.engine._pools.values()
+        filled = [r.filled for r in pool.rows if r is not None and len(r.prompt) == 24]
+        seen.append((len(tokens), *filled))
 
     watched = dataclasses.replace(short[2], stopped_at=watch)
     both = await one.ask([(*short[:2], watched, short[3]), long])
     for request, sample in zip((short, long), both, strict=True):
         assert_same(sample, (await one.ask([request]))[0])
-    assert seen == [4, 8, 12, 16]
+    assert seen == [(4, 8), (8, 14), (12, 20), (16, 24)]
 
 
 async def test_what_company_a_prompt_in_pieces_has_changes_nothing(serve):
@@ -170,12 +172,30 @@ async def test_a_slot_is_held_until_the_conversation_is_over(serve):
         while len(spoken) < PIECES.slots:
             await asyncio.sleep(0.001)
         late = asyncio.create_task(engine.generate(*requests_of(1)[0]))
+        await asyncio.sleep(0.1)
+        steps, step = [], engine._step
+        engine._step = lambda: steps.append(None) or step()
         await asyncio.sleep(0.2)
-        assert not late.done()
+        engine._step = step
+        assert not late.done() and len(steps) <= 1  # nobody turns round and round
         talks[3].cancel()
         await asyncio.wait_for(late, timeout=60)
         release.set()
         await asyncio.gather(*talks, return_exceptions=True)
+
+
+async def test_two_turns_of_a_conversation_at_once_are_refused(serve):
+    request = (0, np.arange(5, dtype=np.int32), OPTIONS)
+    async with serve(PIECES).running() as engine:
+        with engine.conversation() as conversation:
+            both = await asyncio.gather(
+                engine.generate(*request, (0, 1, 0, 0, 0, 0), conversation),
+                engine.generate(*request, (0, 1, 0, 0, 1, 0), conversation),
+                return_exceptions=True,
+            )
+            assert len(both[0].token_ids) > 0
+            assert "one after the other" in str(both[1])
+            await engine.generate(*request, (0, 1, 0, 0, 2, 0), conversation)
 
 
 async def test_a_conversation_given_up_in_the_middle_of_a_turn_frees_its_slot(serve):

@@ -214,11 +214,12 @@ async def test_weights_in_int8_sample_as_the_numbers_they_stand_for(serve, mode,
         np.testing.assert_allclose(sample.logprobs, want, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["full", "lora", "shared"])
 @pytest.mark.parametrize("weights", ["compute", "int8"])
 async def test_beside_an_update_the_sampler_keeps_the_weights_it_was_given(
-    make_team, weights
+    make_team, weights, mode
 ):
-    team = make_team("full", (1, 1, 1, 1), jnp.float32)
+    team = make_team(mode, (1, 1, 1, 1), jnp.float32)
     config = dataclasses.replace(CONFIG, weights=weights)
     own = jax.tree.map(jnp.copy, team.trainable)
     requests = make_requests(4)
@@ -228,7 +229,7 @@ async def test_beside_an_update_the_sampler_keeps_the_weights_it_was_given(
             [team.policy], config, team.mesh, seed=11, stop_ids=2, beside=beside
         )
         engine.warm_up([own], [team.frozen])
-        serving = engine.running([own], [team.frozen])
+        serving = engine.running([own], [team.frozen], donated=beside)
         if beside:  # as an update does to which they are donated
             jax.tree.map(lambda x: x.delete(), own)
         async with serving:
@@ -406,15 +407,30 @@ async def test_statistics_count_tokens_and_start_anew(served):
     assert one.engine.take_stats() == engines.Stats()
 
 
+EVERY_PROGRAM = dataclasses.replace(
+    CONFIG, extend_buckets=(8,), widths=(2, 4), weights="int8", kv_dtype="int8"
+)
+
+
+@pytest.mark.parametrize("config", [CONFIG, EVERY_PROGRAM])
 @pytest.mark.parametrize("mode", ["full", "lora"])
-async def test_nothing_is_moved_that_was_not_asked_to(served, mode):
+async def test_nothing_is_moved_that_was_not_asked_to(serve, mode, config):
     """The engine puts requests on the devices by itself; whatever else came from the
     host would be a transfer that nobody wrote down."""
-    one = served(mode)
+    one = serve(config, mode)
     before = jax.config.jax_transfer_guard  # a context would hold in this thread only
     jax.config.update("jax_transfer_guard", "disallow")
     try:
-        samples = await one.ask(make_requests(5))
+        async with one.running() as engine:
+            requests = make_requests(5)
+            alike = [(*requests[0][:3], (9, *requests[0][3][1:]))]
+            with engine.conversation() as talk:
+                agent, prompt, options, address = requests[0]
+                asked = [engine.generate(agent, prompt, options, address, talk)]
+                asked += [engine.generate(*r) for r in requests[1:] + alike]
+                samples = await asyncio.gather(*asked)
+                longer = np.concatenate([prompt, samples[0].token_ids[:2], prompt[:1]])
+                await engine.generate(agent, longer, options, address, talk)
     finally:
         jax.config.update("jax_transfer_guard", before)
     assert all(len(sample.token_ids) for sample in samples)
