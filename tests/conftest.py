@@ -1,5 +1,6 @@
 """Every test runs on eight simulated CPU devices, with one shared compile cache."""
 
+import gc
 import os
 import sys
 import types
@@ -26,6 +27,15 @@ CACHE = ROOT / ".cache"
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla-tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def released() -> Iterator[None]:
+    """Lets go of what a module has compiled: a program for eight devices takes hundreds
+    of memory mappings, and a process may have 65,530 of them."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def make_team(weights):
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def on_mesh(make_team):
     """(mode, sizes) -> Team, compiled once each."""
     return functools.cache(lambda mode, sizes: make_team(make_config(mode), sizes))

@@ -83,7 +83,7 @@ class Served:
             return await asyncio.gather(*(engine.generate(*r) for r in requests))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def serve(make_team):
     """Engines by config, mode and mesh, compiled once each."""
     made = functools.cache(make_team)

@@ -31,7 +31,7 @@ OPTIONS = Options(
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(serve):
     """Warm engines by mode and mesh."""
     return functools.partial(serve, CONFIG)
