@@ -16,7 +16,7 @@ from mappa_jax import per_agent
 from mappa_jax.config import Config, ConfigError, JudgeConfig
 from mappa_jax.hosts import Hosts
 from mappa_jax.judges.local import SCORES, PromptTooLong, Scorer
-from mappa_jax.models import hf, policy, registry
+from mappa_jax.models import hf, kernels, policy, registry
 from mappa_jax.models.config import ModelConfig, ModelError
 from mappa_jax.models.tokenizer import Tokenizer
 from mappa_jax.parallel import mesh as meshlib
@@ -118,6 +118,7 @@ def make_team(
             lora=config.lora,
             dtype=jnp.dtype(config.dtype),
             remat=config.remat,
+            fused=config.attention == "fused",
             mesh=mesh,
             ranks=tuple(ranks[m] for m in members),
             trainable=any(agents[m].trainable for m in members),
@@ -129,7 +130,26 @@ def make_team(
     team = tuple(map(one, groups.values()))
     for group in team:
         policy.check_mesh(group, list(config.agents))
+        _check_kernels(config, group)
     return team
+
+
+def _check_kernels(config: Config, group: policy.Policy) -> None:
+    """Raises ConfigError if attention is to be fused and cannot be."""
+    if not group.fused:
+        return
+    kv_dtype = config.sampler.kv_dtype
+    problem = kernels.unfit(
+        group.cfg,
+        group.platform,
+        devices=group.mesh.size,
+        dtype=config.dtype,
+        kv_dtype=config.dtype if kv_dtype == "compute" else kv_dtype,
+        share_prefixes=config.packing.share_prefixes,
+    )
+    if problem:
+        key, why = problem
+        raise ConfigError(f"config.{key}: {why}, or set config.attention='xla'")
 
 
 def _check_fit(

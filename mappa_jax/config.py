@@ -370,6 +370,9 @@ class Config:
     # and the results of its matrix products with weights; its input, in the host's
     # memory.
     remat: Literal["none", "full", "projections", "offload"] = "full"
+    # By XLA's own operations; or by the device's fused kernels (models/kernels.py), on
+    # one GPU or TPU so far.
+    attention: Literal["xla", "fused"] = "xla"
     sampler: SamplerConfig = SamplerConfig()
     data: DataConfig = DataConfig()
     judge: JudgeConfig = JudgeConfig()

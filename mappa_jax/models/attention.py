@@ -15,6 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from mappa_jax.models import cache as caches
+from mappa_jax.models import kernels
 from mappa_jax.models.cache import Cache
 
 ATTENTION = "attention"  # what `remat` may keep: results, and their log-sum-exp
@@ -34,6 +35,7 @@ def attend_rows(
     *,
     scale: float,
     block: int | None = None,
+    fused: str | None = None,
 ) -> jax.Array:
     """Causal attention within the sequences that share a row.
 
@@ -48,14 +50,22 @@ def attend_rows(
     no array of T x T numbers exists (FlashAttention-2, arXiv 2307.08691), and what lies
     above the diagonal is not computed.
 
+    `fused`, "gpu" or "tpu", has it done by that platform's kernel (kernels.py, whose
+    `unfit` says what it cannot do).
+
     Returns:
       [N, T, K, G, H], in the dtype of `v`.
     """
     where = (positions_NxT, ends_NxT, window)
+    qkv = (q_NxTxKxGxH, k_NxTxKxH, v_NxTxKxH)
+    if fused == "gpu":
+        return kernels.rows_by_cudnn(*qkv, _seen_in_rows(*where), scale=scale)
+    if fused == "tpu":
+        return kernels.rows_by_splash(*qkv, ends_NxT, scale=scale, name=ATTENTION)
     block = block or row_block(q_NxTxKxGxH.shape[1])
     if q_NxTxKxGxH.shape[1] <= block:
-        return _attend_whole(q_NxTxKxGxH, k_NxTxKxH, v_NxTxKxH, where, scale)
-    return _attend_blocks(q_NxTxKxGxH, k_NxTxKxH, v_NxTxKxH, where, scale, block)
+        return _attend_whole(*qkv, where, scale)
+    return _attend_blocks(*qkv, where, scale, block)
 
 
 def row_block(length: int) -> int:
@@ -66,14 +76,17 @@ def row_block(length: int) -> int:
 
 def _attend_whole(q, k, v, where, scale: float) -> jax.Array:
     """`attend_rows` by its definition."""
-    positions_NxT, ends_NxT, window = where
     scores = jnp.einsum("ntkgh,nskh->nkgts", q, k, preferred_element_type=jnp.float32)
-    index_T = jnp.arange(ends_NxT.shape[1])
-    places = (index_T, positions_NxT)
-    seen = _seen(places, (*places, ends_NxT), window)
+    seen = _seen_in_rows(*where)
     scores = jnp.where(seen[:, None, None], scores * scale, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("nkgts,nskh->ntkgh", weights, v)
+
+
+def _seen_in_rows(positions_NxT, ends_NxT, window) -> jax.Array:
+    """[N, T queries, T keys] bool."""
+    places = (jnp.arange(ends_NxT.shape[1]), positions_NxT)
+    return _seen(places, (*places, ends_NxT), window)
 
 
 def _seen(queries, keys, window) -> jax.Array:
@@ -263,6 +276,7 @@ def attend_cache(
     *,
     block: int,
     scale: float,
+    fused: str | None = None,
 ) -> jax.Array:
     """Attention of T tokens per row over the first `blocks` blocks of the cache.
 
@@ -282,6 +296,8 @@ def attend_cache(
       blocks: [] int32.
       block: tokens of a block, static.
       scale: of the scores.
+      fused: "gpu" or "tpu": one token a row is left to that platform's kernel
+        (kernels.py, whose `unfit` says what it cannot do).
 
     Returns:
       [N, T, K, G, H], in the dtype of `q`; the cache may have another. Zeros for who
@@ -289,6 +305,19 @@ def attend_cache(
     """
     n, t, kv_heads, group, head_dim = q_NxTxKxGxH.shape
     dtype = q_NxTxKxGxH.dtype
+    if fused and t == 1:
+        at = positions_NxT[:, 0]
+        lengths = jnp.where(at < cache.length, jnp.minimum(at + 1, blocks * block), 0)
+        out = kernels.over_cache(
+            q_NxTxKxGxH[:, 0],
+            cache,
+            layer,
+            rows_N,
+            lengths,
+            scale=scale,
+            platform=fused,
+        )
+        return out[:, None]
     q = q_NxTxKxGxH.swapaxes(1, 2).reshape(n, kv_heads, t * group, head_dim)
     # The heads of one token see alike: one row of the mask does for all of them.
     positions = positions_NxT if t == 1 else jnp.repeat(positions_NxT, group, axis=1)

@@ -213,6 +213,7 @@ class Block(nn.Module):
     keep_kv: bool
     layout: Layout
     rows: tuple[str, ...] | None
+    fused: str | None = None
 
     @nn.compact
     def __call__(self, carry, per_layer, ctx: Context):
@@ -258,7 +259,14 @@ class Block(nn.Module):
         kept = None
         if cache is None:
             out = attention.attend_rows(
-                q, k, v, ctx.positions, ctx.ends, window, scale=cfg.attn_scale
+                q,
+                k,
+                v,
+                ctx.positions,
+                ctx.ends,
+                window,
+                scale=cfg.attn_scale,
+                fused=self.fused,
             )
             if self.keep_kv:
                 kept = Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
@@ -274,6 +282,7 @@ class Block(nn.Module):
                 ctx.blocks,
                 block=self.block,
                 scale=cfg.attn_scale,
+                fused=self.fused,
             )
         out = place(out, *heads, None)
         out = place(dense("o", cfg.d_model, cfg.o_bias, out.reshape(n, t, -1)), *apart)
@@ -298,6 +307,7 @@ class Decoder(nn.Module):
       cache_block: the cache is read in blocks of so many tokens.
       layout: how arrays lie on the mesh.
       rows: the mesh axes of the rows' axis.
+      fused: whose fused kernels attention uses, "gpu" or "tpu"; None: XLA's everywhere.
     """
 
     cfg: ModelConfig
@@ -306,6 +316,7 @@ class Decoder(nn.Module):
     cache_block: int = 128
     layout: Layout = Layout()
     rows: tuple[str, ...] | None = None
+    fused: str | None = None
 
     @nn.compact
     def __call__(
@@ -369,6 +380,7 @@ class Decoder(nn.Module):
         )
         ctx = Context(positions_NxT, ends_NxT, slots, table, local, blocks, adapted)
         how = (cfg, self.dtype, self.cache_block, keep_kv, self.layout, self.rows)
+        how += (self.fused,)
         if member is None:
             layers = _all_layers(cfg, self.remat)(*how, name="layers")
             (x, cache), kept = layers((x, cache), per_layer, ctx)

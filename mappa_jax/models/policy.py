@@ -42,6 +42,7 @@ class Policy:
       lora: alpha and targets (mode "lora").
       dtype: of the compute.
       remat: what the backward pass keeps, of decoder.REMAT, or "none".
+      fused: attention by the kernels of the mesh's platform (models/kernels.py).
       mesh: where the group lives; None: one device.
       ranks: of each member's adapter (mode "lora").
       trainable: whether any member is trained.
@@ -56,6 +57,7 @@ class Policy:
     lora: LoRAConfig
     dtype: Any
     remat: str = "none"
+    fused: bool = False
     mesh: Mesh | None = None
     ranks: tuple[int, ...] = ()
     trainable: bool = True
@@ -88,8 +90,19 @@ class Policy:
     def decoder(self, *, rows: tuple[str, ...] | None, **options: Any) -> Decoder:
         """The model; `rows` are the mesh axes of its rows' axis."""
         return Decoder(
-            self.cfg, dtype=self.dtype, layout=self.layout, rows=rows, **options
+            self.cfg,
+            dtype=self.dtype,
+            layout=self.layout,
+            rows=rows,
+            fused=self.platform if self.fused else None,
+            **options,
         )
+
+    @property
+    def platform(self) -> str:
+        """Of the devices, as JAX names it."""
+        devices = self.mesh.devices.flat if self.mesh else jax.devices()
+        return devices[0].platform
 
     def scales(self) -> np.ndarray:
         """[agents] float32, alpha / rank of each adapter."""

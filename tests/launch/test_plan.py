@@ -99,6 +99,19 @@ def test_the_count_agrees_with_xla_tpu(launch_path, plan_python, with_libtpu):
 
 
 @pytest.mark.slow
+def test_the_fused_kernels_compile_for_a_tpu(launch_path, plan_python, with_libtpu):
+    """And read the cache where it lies: no scratch of a hundredth of its size."""
+    script = launch_path.parent / "tests" / "support" / "tpu_kernels.py"
+    done = subprocess.run(
+        [str(plan_python), str(script)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["decode"]["mosaic"] and found["rows"]["mosaic"]
+    assert found["decode"]["scratch"] < found["decode"]["arguments"] / 100
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2", "v6e:2x4", "v4:2x2x2"])
 def test_every_kind_of_chip(launch, with_libtpu, tmp_path, topology):
     path = tmp_path / "plan.json"
