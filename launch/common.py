@@ -199,6 +199,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from mappa_jax.models.config import ModelError
     from mappa_jax.remote import RemoteError
     from mappa_jax.tools import SandboxError
+    from mappa_jax.traces import TraceError
     from mappa_jax.train import TooManyMissing
 
     return (
@@ -213,6 +214,7 @@ def _expected() -> tuple[type[Exception], ...]:
         RemoteError,
         SandboxError,
         TooManyMissing,
+        TraceError,
     )
 
 

@@ -47,6 +47,11 @@ def main(argv: list[str]) -> None:
     from mappa_jax.config import ConfigError
 
     config = seat_agents(common.resolve_flag(_CONFIG.value))
+    if config.objective.loss != "surrogate":
+        raise ConfigError(
+            "config.objective.loss='likelihood' is launch/sft.py's, which learns from "
+            "traces; a team is trained with 'surrogate'"
+        )
     cache = Path(_CACHE.value).expanduser()
     steps = _PROFILE.value
     profile = common.parse_steps("profile_steps", steps) if steps else range(0)

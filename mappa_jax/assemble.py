@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,41 @@ def seat_agents(config: Config) -> Config:
             )
     ordered = {name: config.agents[name] for name in roles}
     return dataclasses.replace(config, agents=ordered)
+
+
+def write_agents(
+    config: Config,
+    models: Models,
+    weights: tuple[Sequence[Any], Sequence[Any]],
+    folder: Path,
+) -> dict[str, Path]:
+    """Each agent's weights, adapters merged, with its tokenizer: folders that
+    `agents.NAME.model` takes, and `transformers`.
+
+    Args:
+      config: of the run.
+      models: of the team.
+      weights: (trainable, frozen), each by group; of this process alone.
+      folder: where; a folder of an agent that is there already is replaced.
+
+    Returns:
+      By agent. With mode="shared" all have one, "team".
+    """
+    names, written = list(config.agents), {}
+    for group, trainable, frozen in zip(models.team, *weights, strict=True):
+        for place, member in enumerate(group.members):
+            name = "team" if config.mode == "shared" else names[member]
+            written[names[member]] = folder / name
+            if place and config.mode == "shared":
+                continue
+            part = folder / f"{name}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            params = policy.agent_params(group, trainable, frozen, place)
+            hf.save_params(params, group.cfg, part)
+            models.tokenizers[member].save(part)
+            shutil.rmtree(folder / name, ignore_errors=True)
+            part.rename(folder / name)
+    return written
 
 
 def updates_beside(config: Config, mesh: Mesh) -> bool:

@@ -263,6 +263,11 @@ class KLConfig:
 class ObjectiveConfig:
     """The clipped surrogate."""
 
+    # "likelihood" is launch/sft.py's: -log pi of every token, whatever the advantage.
+    loss: Literal["surrogate", "likelihood"] = "surrogate"
+    # "sequence": all tokens of an action have the ratio exp(mean log ratio), GSPO's.
+    # Its bounds are far narrower: the paper has eps_low=3e-4 and eps_high=4e-4.
+    ratio: Literal["token", "sequence"] = "token"
     eps_low: float = 0.2
     eps_high: float = 0.2
     aggregation: Literal["token", "action", "fixed"] = "token"

@@ -41,6 +41,7 @@ class TrainBatch:
       agent: [W, M, R] int32, the row's agent, counted within its group.
       index: [W, M, R, C] int32: the place whose logits predict this action token.
       target: [W, M, R, C] int32, the action token.
+      action: [W, M, R, C] int32: the token's action, counted within the row.
       mask: [W, M, R, C] float32, 1 for an action token that is trained on.
       temperature: [W, M, R, C] float32, what the logits are divided by.
       behaviour: [W, M, R, C] float32, log-probabilities when sampled.
@@ -57,6 +58,7 @@ class TrainBatch:
     agent: Any
     index: Any
     target: Any
+    action: Any
     mask: Any
     temperature: Any
     behaviour: Any
@@ -208,17 +210,52 @@ def pack(
     kept = [[rows[i] for i in rng.permutation(len(rows))] for rows in kept]
     trained = frozenset().union(*(group.trained for group in shape.groups))
     kept = [rows if i in trained else [] for i, rows in enumerate(kept)]
-    actions = _actions(kept, shape, reward)
-    steps = -(-max(map(len, kept)) // actions_per_update)
-    cut = [
-        slice(k * actions_per_update, (k + 1) * actions_per_update)
-        for k in range(steps)
-    ]
-    minibatches = tuple(
-        tuple(_minibatch(kept, part, shape, group, objective) for group in shape.groups)
+    acts = [[row.action for row in rows] for rows in kept]
+    minibatches = _minibatches(acts, shape, objective, actions_per_update)
+    return Packed(_actions(kept, shape, reward), minibatches, counts)
+
+
+def imitated(
+    actions: Sequence[Sequence[Action]],
+    agents: Sequence[str],
+    shape: Shape,
+    *,
+    objective: ObjectiveConfig,
+    actions_per_update: int,
+) -> Packed:
+    """Actions that are to be learned as they are, by agent, in mini-batches.
+
+    They are taken in order and have no reward: `Actions` is empty.
+
+    Raises:
+      ConfigError: an action does not fit into a row.
+    """
+    minibatches = _minibatches(actions, shape, objective, actions_per_update)
+    counts = {
+        name: {
+            "actions": len(own),
+            "tokens": sum(len(action.token_ids) for action in own),
+        }
+        for name, own in zip(agents, actions, strict=True)
+    }
+    none: list[list[Judged]] = [[] for _ in agents]
+    return Packed(_actions(none, shape, RewardConfig()), minibatches, counts)
+
+
+def _minibatches(
+    actions: Sequence[Sequence[Action]],
+    shape: Shape,
+    objective: ObjectiveConfig,
+    size: int,
+) -> tuple[tuple[Minibatch | None, ...], ...]:
+    """Each agent's actions, so many of them to an optimiser step."""
+    cut = [slice(at, at + size) for at in range(0, max(map(len, actions)), size)]
+    return tuple(
+        tuple(
+            _minibatch(actions, part, shape, group, objective) for group in shape.groups
+        )
         for part in cut
     )
-    return Packed(actions, minibatches, counts)
 
 
 def _judged(
@@ -325,7 +362,7 @@ def _reward(row: Judged, config: RewardConfig) -> float:
 
 
 def _minibatch(
-    kept: list[list[Judged]],
+    actions: Sequence[Sequence[Action]],
     part: slice,
     shape: Shape,
     group: GroupShape,
@@ -339,14 +376,14 @@ def _minibatch(
     used = [0] * group.lanes  # rows in each lane
     per_lane = len(group.members) // group.lanes
     for place, agent in enumerate(group.members):
-        actions = {j: row.action for j, row in list(enumerate(kept[agent]))[part]}
+        mine = dict(list(enumerate(actions[agent]))[part])
         lane = place // per_lane
         first = len(slots)
-        for row in pack_rows([_item(*na) for na in actions.items()], shape.packing):
+        for row in pack_rows([_item(*na) for na in mine.items()], shape.packing):
             where = (lane, *divmod(used[lane], shape.packing.rows))
             used[lane] += 1
             batch.agent[where] = place
-            slots += _write_row(batch, where, agent, row, actions)
+            slots += _write_row(batch, where, agent, row, mine)
         _weigh(batch, slots[first:], objective)
     return Minibatch(batch, tuple(slots), -(-max(used) // shape.packing.rows))
 
@@ -372,6 +409,7 @@ def blank(packing: PackingConfig, group: GroupShape) -> TrainBatch:
         agent=np.zeros(lead, np.int32),
         index=np.zeros(narrow, np.int32),
         target=np.zeros(narrow, np.int32),
+        action=np.zeros(narrow, np.int32),
         mask=floats(),
         temperature=floats(1.0),
         behaviour=floats(),
@@ -396,12 +434,13 @@ def _write_row(
     batch.positions[where][:n] = row.positions
     batch.ends[where][:n] = row.ends
     slots, at = [], 0
-    for number, path in row.placed:
+    for place, (number, path) in enumerate(row.placed):
         action = actions[number]
         prompt, new = len(action.prompt_ids), len(action.token_ids)
         narrow = slice(at, at + new)
         batch.index[where][narrow] = path[prompt - 1 :]
         batch.target[where][narrow] = action.token_ids
+        batch.action[where][narrow] = place
         batch.mask[where][narrow] = 1.0
         batch.temperature[where][narrow] = action.temperature or 1.0
         batch.behaviour[where][narrow] = action.logprobs

@@ -89,18 +89,40 @@ def head_blocks(policy: Policy, mask: jax.Array) -> jax.Array:
     return -(-tokens.max((0, 2)) // HEAD_BLOCK)
 
 
+def token_losses(
+    logp_NxC: jax.Array, batch: TrainBatch, config: ObjectiveConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Losses of the action tokens and whether the clip is active, both [N, C]."""
+    if config.loss == "likelihood":
+        return -logp_NxC, jnp.zeros(logp_NxC.shape, bool)
+    return surrogate(logp_NxC, batch, config)
+
+
 def surrogate(
     logp: jax.Array, batch: TrainBatch, config: ObjectiveConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Token losses and whether the clip is active, both [.., C].
+    """`token_losses` of policy gradient.
 
     -min(ratio A, clip(ratio, 1 - eps_low, 1 + eps_high) A) (PPO, arXiv 1707.06347;
     the two bounds, DAPO, arXiv 2503.14476), times the truncated importance weight.
+    With config.ratio="sequence" the ratio is the geometric mean over the tokens of an
+    action (GSPO, arXiv 2507.18071).
     """
-    ratio = jnp.exp(logp - batch.old)
+    gap = logp - batch.old
+    if config.ratio == "sequence":
+        gap = jax.vmap(action_means)(gap, batch.action, batch.mask)
+    ratio = jnp.exp(gap)
     clipped = jnp.clip(ratio, 1 - config.eps_low, 1 + config.eps_high)
     plain, bounded = ratio * batch.advantage, clipped * batch.advantage
     return -jnp.minimum(plain, bounded) * batch.importance, bounded < plain
+
+
+def action_means(x_C: jax.Array, action_C: jax.Array, mask_C: jax.Array) -> jax.Array:
+    """[C]: the mean over the tokens of each token's own action."""
+    most = x_C.shape[0]
+    total = jax.ops.segment_sum(x_C * mask_C, action_C, most)
+    count = jax.ops.segment_sum(mask_C, action_C, most)
+    return (total / jnp.maximum(count, 1.0))[action_C]
 
 
 def k3(logp: jax.Array, reference: jax.Array) -> jax.Array:

@@ -359,6 +359,17 @@ class Learner:
                 step[g].gather(np.asarray(found), out)
         return out
 
+    def logprobs(
+        self, state: TeamState, frozen: Sequence[Any], packed: Packed
+    ) -> np.ndarray:
+        """log pi of every action token of the agents that are trained, [A, N, C]; 0 for
+        the others. For `objective.old_logprobs="recompute"`."""
+        bases = self._bases(frozen)
+        return self._over(
+            *("logprobs", self._trains, packed),
+            lambda g: (state.groups[g].trainable, bases[g]),
+        )
+
     def assign_credit(
         self, state: TeamState, frozen: Sequence[Any], packed: Packed
     ) -> Packed:
@@ -371,12 +382,8 @@ class Learner:
         config, actions = self._config, packed.actions
         old = actions.behaviour
         importance = np.ones_like(old)
-        bases = self._bases(frozen)
         if config.objective.old_logprobs == "recompute":
-            old = self._over(
-                *("logprobs", self._trains, packed),
-                lambda g: (state.groups[g].trainable, bases[g]),
-            )
+            old = self.logprobs(state, frozen, packed)
             drift = np.exp(actions.mask * (old - actions.behaviour))
             importance = np.minimum(drift, config.objective.is_truncation)
         reference = old.copy()
@@ -626,7 +633,7 @@ def lane_gradient(
     def loss_fn(own, rows, blocks):
         params, adapters = policy.for_training(own, base, scales, rows.agent)
         logp = objective.action_logprobs(policy, params, adapters, rows, blocks)
-        loss, clipped = objective.surrogate(logp, rows, config.objective)
+        loss, clipped = objective.token_losses(logp, rows, config.objective)
         if config.kl.place == "loss":
             loss += beta[rows.agent][:, None] * objective.k3(logp, rows.reference)
         per_row = {

@@ -156,3 +156,10 @@ def test_an_override_below_what_has_no_keys_is_refused(command, tmp_path):
 def test_more_prompts_than_problems_are_refused(assemble, tiny, tmp_path):
     with pytest.raises(DataError, match=r"prompts_per_step=33.*32 training problems"):
         assembled(assemble, tiny, tmp_path / "run", **{"data.prompts_per_step": 33})
+
+
+def test_fused_attention_without_an_accelerator_is_refused(tiny, cache):
+    with pytest.raises(
+        ConfigError, match=r"config\.attention: there are fused kernels"
+    ):
+        models(tiny, cache, attention="fused")

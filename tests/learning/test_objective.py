@@ -130,3 +130,34 @@ def test_logprobs_equal_those_of_all_logits(
             rtol=1e-4,
             atol=1e-5,
         )
+
+
+def test_a_sequence_ratio_is_the_geometric_mean_of_its_action():
+    """GSPO by hand: actions of the log ratios (0.1, 0.3) and (-0.4), then padding. The
+    ratios are exp(0.2), twice, and exp(-0.4); the first is clipped at 1.1."""
+    config = ObjectiveConfig(ratio="sequence", eps_low=0.5, eps_high=0.1)
+    one = blank(PackingConfig(8, 4, 1)).replace(
+        action=np.array([[0, 0, 1, 0]], np.int32),
+        mask=np.array([[1, 1, 1, 0]], np.float32),
+        advantage=np.array([[1.0, -2.0, 3.0, 0.0]], np.float32),
+        old=np.full((1, 4), -2.0, np.float32),
+    )
+    logp = jnp.asarray([[-1.9, -1.7, -2.4, 0.0]])
+    loss, clipped = objective.surrogate(logp, one, config)
+    up, down = np.exp(0.2), np.exp(-0.4)
+    np.testing.assert_allclose(loss, [[-1.1, 2 * up, -3 * down, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(clipped, [[True, False, False, False]])
+
+    # A token's log-probability moves the ratio of all tokens of its action: here only
+    # the second is not clipped, by half of ratio times 2.
+    grad = jax.grad(lambda x: objective.surrogate(x, one, config)[0].sum())(logp)
+    np.testing.assert_allclose(grad, [[up, up, -3 * down, 0]], rtol=1e-6)
+
+
+def test_the_likelihood_asks_for_no_advantage():
+    one = blank(PackingConfig(4, 3, 1))
+    logp = jnp.asarray([[-0.5, -2.0, 0.0]])
+    config = ObjectiveConfig(loss="likelihood")
+    loss, clipped = objective.token_losses(logp, one, config)
+    np.testing.assert_array_equal(loss, [[0.5, 2.0, 0.0]])
+    assert not np.asarray(clipped).any()
