@@ -140,6 +140,42 @@ def parse_members(text: str) -> dict[str, MemberConfig]:
 
 
 @dataclasses.dataclass(frozen=True)
+class ControlConfig:
+    """Faults put into a training batch's verdicts, for experiments; judges/controls.py.
+
+    More controls are in `reward`: shuffle, outcome_only, outcome_to.
+    """
+
+    constant: float = -1.0  # every action's score; -1: as judged
+    # Points added by agent or kind of task: "solver:-1,chain_sum:0.5".
+    bias: str = ""
+    noise: float = 0.0  # standard deviation of what is added to a score, in points
+    missing: float = 0.0  # this share of each agent's verdicts is taken away ...
+    missing_where: Literal["random", "long"] = "random"  # ... from its longest actions
+
+
+def parse_bias(text: str) -> dict[str, float]:
+    """Points by agent or kind of task, of `judge.control.bias`.
+
+    Raises:
+      ConfigError: a part is not name:points, or stands there twice.
+    """
+    found: dict[str, float] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, points = part.rpartition(":")
+        try:
+            value = float(points)
+        except ValueError:
+            value = float("nan")
+        if not name or name in found or not abs(value) < float("inf"):
+            raise ConfigError(
+                f"config.judge.control.bias: {part!r} is not name:points, once each"
+            )
+        found[name] = value
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
 class JudgeConfig:
     """Who scores the actions, what it is shown, and what it may cost."""
 
@@ -177,6 +213,7 @@ class JudgeConfig:
     anchors: int = 0  # so many of the first iteration's actions are judged again ...
     anchor_every: int = 10  # ... every so many iterations, to see the judge drift
     debias: bool = False  # take an agent's mean offset per kind of task off its rewards
+    control: ControlConfig = ControlConfig()
     forecast: int = 2  # trajectories tried before a paid run, to say what it will cost
     prices: str = ""  # a price table of your own; "": the package's
     budget: BudgetConfig = BudgetConfig()
@@ -680,6 +717,18 @@ def _check_judge(judge: JudgeConfig, refuse: Callable[[str, str], Any]) -> None:
             f"leaves nothing of judge.max_output_tokens={judge.max_output_tokens} for "
             "the answer; raise that or lower this",
         )
+    control = judge.control
+    if control.constant != -1 and not 0 <= control.constant <= 10:
+        refuse("judge.control.constant", "must be in 0..10, or -1")
+    if not 0 <= control.noise < INFINITY:
+        refuse("judge.control.noise", "must not be negative")
+    if not 0 <= control.missing <= judge.max_missing:
+        refuse(
+            "judge.control.missing",
+            f"must be in 0..judge.max_missing={judge.max_missing}; above that a batch "
+            "is not trained on",
+        )
+    parse_bias(control.bias)
     for key in ("duplicates", "max_missing"):
         if not 0 <= getattr(judge, key) <= 1:
             refuse(f"judge.{key}", "must be in 0..1")

@@ -38,6 +38,7 @@ from mappa_jax.forecast import forecast, spent_since
 from mappa_jax.hosts import Hosts, OneHost, Stopped, finish
 from mappa_jax.judges import health
 from mappa_jax.judges.base import BudgetReached, Meter, TooManyMissing
+from mappa_jax.judges.controls import controlled
 from mappa_jax.learning import batch as batches
 from mappa_jax.learning.batch import Packed
 from mappa_jax.learning.update import Learner, TeamState
@@ -318,15 +319,16 @@ async def _learn(
     seconds: dict[str, float] = {}
     run.progress.start(step, "judge", 1)
     with span("train", "verdicts"):
-        rolled = await batch.rolling.close()
-    trajectories = rolled.trajectories
+        judged = await batch.rolling.close()
+    trajectories = controlled(judged.trajectories, config.judge.control, config.seed)
+    rolled = dataclasses.replace(judged, trajectories=trajectories)
     if run.writes:
         with span("train", "write"):
             path = records.training_path(run.workdir, step)
             records.write_trajectories(path, trajectories)
     run.stage.judge.sync()
     _check_missing(config, rolled)
-    drift = await _drift(run, rolled, step)
+    drift = await _drift(run, judged, step)
 
     def credit() -> Packed:
         with _timed(seconds, "credit"):

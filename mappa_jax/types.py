@@ -156,6 +156,7 @@ class MissingReason(enum.Enum):
     OUT_OF_RANGE = "out_of_range"
     BUDGET = "budget"
     INFRASTRUCTURE = "infrastructure"
+    CONTROL = "control"
 
 
 @dataclasses.dataclass(frozen=True)
