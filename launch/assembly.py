@@ -25,7 +25,7 @@ from mappa_jax.remote import Workdir
 from mappa_jax.rollout import Stage
 from mappa_jax.tabular.submission import SubmissionGrader
 from mappa_jax.tools import make_sandbox
-from mappa_jax.train import FREE, Progress, Run, check_best, owes_evaluation
+from mappa_jax.train import FREE, Progress, Run, check_best, check_bias, owes_evaluation
 from mappa_jax.workflows import WORKFLOWS
 from mappa_jax.workflows.base import Workflow, brief, seated
 
@@ -192,6 +192,7 @@ async def assemble(
     for found in data.overlap:
         log.warning("evaluation problem in the training pool: %s", found)
     check_best(config, data)
+    check_bias(config, data)
     progress.start(0, "weights", 1)
     models = parts.load_models(config, cache)
     learner = Learner(models.team, config, models.mesh)

@@ -30,7 +30,7 @@ import numpy as np
 
 from mappa_jax import records, timeline
 from mappa_jax.checkpoints import Checkpoints
-from mappa_jax.config import Config, ConfigError
+from mappa_jax.config import Config, ConfigError, parse_bias
 from mappa_jax.data import Data
 from mappa_jax.drift import anchor_drift
 from mappa_jax.evaluate import evaluate
@@ -251,6 +251,21 @@ def check_best(config: Config, data: Data) -> None:
             f"config.checkpoint.best_metric: no iteration will have {best!r}; choose "
             f"one of {', '.join(known)} (eval/... needs eval.every or eval.at_end)"
         )
+
+
+def check_bias(config: Config, data: Data) -> None:
+    """Refuses a judge.control.bias of what there is not.
+
+    Raises:
+      ConfigError: with the agents and kinds of task that there are.
+    """
+    known = {*config.agents, *(task.kind for task in data.train.tasks)}
+    for name in parse_bias(config.judge.control.bias):
+        if name not in known:
+            raise ConfigError(
+                f"config.judge.control.bias: {name!r} is neither an agent nor a kind "
+                f"of training task: {', '.join(sorted(known))}"
+            )
 
 
 def _save(run: Run, state: TeamState, step: int, metrics: dict[str, Any]) -> None:

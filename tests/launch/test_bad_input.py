@@ -163,3 +163,11 @@ def test_fused_attention_without_an_accelerator_is_refused(tiny, cache):
         ConfigError, match=r"config\.attention: there are fused kernels"
     ):
         models(tiny, cache, attention="fused")
+
+
+def test_a_bias_of_nobody_is_refused(launch, train_arguments, tmp_path):
+    arguments = train_arguments(tmp_path / "run", **{"judge.control.bias": "poet:1"})
+    done = launch("train.py", *arguments)
+    assert done.returncode == 2
+    assert "'poet' is neither an agent nor a kind" in done.stderr
+    assert "chain_sum" in done.stderr
