@@ -66,6 +66,7 @@ def _byte_model(d_model: int, layers: int, heads: int) -> ModelConfig:
 RANDOM_SIZES = {
     "tiny": _byte_model(32, 2, 4),
     "small": _byte_model(128, 4, 4),
+    "medium": _byte_model(192, 4, 6),
 }
 
 
