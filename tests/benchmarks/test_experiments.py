@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scripts
 
@@ -27,6 +28,11 @@ def credit(launch_path):
     sys.path.insert(0, str(FOLDER))
     yield scripts.load(FOLDER / "credit.py")
     sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def signal(launch_path):
+    return scripts.load(FOLDER / "signal_per_rollout.py")
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +158,90 @@ def test_blame_by_hand(credit):
     }
     same = dataclasses.replace(case, trajectories=(case.trajectories[1],) * 2)
     assert credit.blame(same, TEAM, {}, "reinforce_pp")["all"] is None
+
+
+def small_pool(signal, rewards, lengths):
+    """Actions of one agent whose gradients are the axes."""
+    n = len(rewards)
+    return signal.Pool(
+        problem=np.arange(n),
+        rewards={"process": np.asarray(rewards, np.float32)},
+        group=np.arange(n) + 7,
+        mask=(np.arange(4) < np.asarray(lengths)[:, None]).astype(np.float32),
+        kind=np.zeros(n, np.int32),
+        sketch=np.eye(n, dtype=np.float32),
+    )
+
+
+def test_the_gradient_of_some_actions_by_hand(signal):
+    pool = small_pool(signal, [0.9, 0.1, 0.5, 0.4], [1, 2, 1, 3])
+    rows = np.asarray([0, 1, 3])  # padded to four
+    assert signal.gradient(pool, rows, "process", "reinforce") == pytest.approx(
+        np.asarray([0.9, 0.1, 0.0, 0.4]) / 6
+    )
+    # Whitened over tokens: 0.9 once, 0.1 twice, 0.4 three times.
+    mean = (0.9 + 2 * 0.1 + 3 * 0.4) / 6
+    var = (0.81 + 2 * 0.01 + 3 * 0.16) / 6 - mean**2
+    expected = np.asarray([0.9 - mean, 0.1 - mean, 0.0, 0.4 - mean]) / var**0.5 / 6
+    assert signal.gradient(pool, rows, "process", "reinforce_pp") == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+def test_the_ratio_of_signal_to_noise_by_hand(signal):
+    """Estimates that are off by half of the truth, at right angles to it."""
+    truth = np.asarray([2.0, 0.0])
+    found = np.asarray([[4.0, 2.0], [4.0, -2.0]])  # twice as long: no matter
+    row = signal.estimates(found, truth, np.asarray([0.0, 1.0]))
+    assert row["snr"] == pytest.approx(4.0)
+    assert row["cosine"] == pytest.approx(2 / 5**0.5, abs=1e-4)
+    assert row["with_success"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_sketches_keep_inner_products(signal, cache):
+    import jax
+    import jax.numpy as jnp
+
+    from mappa_jax import assemble
+    from mappa_jax.config import resolve
+    from mappa_jax.models.decoder import Decoder, logits
+    from mappa_jax.models.policy import agent_params
+
+    tiny = scripts.load(FOLDER.parents[1] / "configs" / "tiny.py")
+    config = assemble.seat_agents(resolve(tiny.get_config()))
+    models = assemble.load_models(config, cache)
+    weights = models.init_weights(config)
+    rng = np.random.default_rng(0)
+    actions = [
+        dataclasses.replace(
+            make_action("coder", "x"),
+            prompt_ids=tuple(rng.integers(3, 200, 5 + i)),
+            token_ids=tuple(rng.integers(3, 200, 4)),
+            temperature=1.0,
+        )
+        for i in range(3)
+    ]
+    found = signal.sketches(config, models, weights, 1, actions, 1 << 16)
+
+    (group,) = models.team
+    params = agent_params(group, weights[0][0], weights[1][0], 1)
+
+    def logprob(params, action):
+        ids = jnp.asarray(action.prompt_ids + action.token_ids)[None]
+        row = jnp.arange(ids.shape[1])[None]
+        live = jnp.full(ids.shape, ids.shape[1])
+        hidden, _ = Decoder(group.cfg).apply({"params": params}, ids, row, live)
+        logp = jax.nn.log_softmax(logits(params, group.cfg, hidden[0]))
+        at = range(len(action.prompt_ids) - 1, ids.shape[1] - 1)
+        return sum(logp[i, ids[0, i + 1]] for i in at)
+
+    def flat(action):
+        grads = jax.grad(logprob)(params, action)
+        return jnp.concatenate([g.reshape(-1) for g in jax.tree.leaves(grads)])
+
+    exact = np.stack([flat(a) for a in actions])
+    true, kept = exact @ exact.T, found @ found.T
+    lengths = np.sqrt(np.diag(true))
+    assert kept / np.outer(lengths, lengths) == pytest.approx(
+        true / np.outer(lengths, lengths), abs=4 / 2**8
+    )
