@@ -28,12 +28,13 @@ def get_config(arg=None):
     config.data.prompts_per_step = 16
     config.data.samples_per_prompt = 2
 
+    config.workflow.instructions = False
     config.workflow.tool_output_tokens = 48
     config.workflow.handoff_tokens = 64
     config.sampler.slots = 32
     config.sampler.prefill_rows = 8
-    config.sampler.prompt_buckets = (384, 512, 640)
-    config.sampler.context = 768
+    config.sampler.prompt_buckets = (128, 192, 256, 320)
+    config.sampler.context = 384
     config.sampler.chunk = 8
     config.packing.row_tokens = 2048
     config.packing.row_action_tokens = 768

@@ -248,6 +248,8 @@ class WorkflowConfig:
     )
     tool_output_tokens: int = 512  # an observation is cut in the middle to this
     handoff_tokens: int = 1024  # likewise what one agent hands to the next
+    # Tell every agent its part; a team that launch/sft.py has taught may do without.
+    instructions: bool = True
     example: bool = False  # show every agent a worked example; small models need it
     tool_role: bool = True  # render observations as a "tool" turn, else "user"
 

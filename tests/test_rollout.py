@@ -42,6 +42,7 @@ BRIEF = Brief(
     tool_tokens=99,
     handoff_tokens=99,
     tool_role="tool",
+    instructions=True,
     example=False,
     cut=cut_middle,
 )

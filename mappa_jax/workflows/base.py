@@ -102,6 +102,7 @@ class Brief:
       tool_tokens: an observation is cut in the middle to this.
       handoff_tokens: likewise what one agent hands to the next.
       tool_role: the role of a turn that carries an observation.
+      instructions: begin with a system message that tells the agent its part.
       example: show every agent a worked example first.
       cut: shortens a text to so many tokens, in the middle and visibly.
     """
@@ -111,6 +112,7 @@ class Brief:
     tool_tokens: int
     handoff_tokens: int
     tool_role: str
+    instructions: bool
     example: bool
     cut: Callable[[str, int], str]
 
@@ -123,9 +125,22 @@ def brief(config: Config, cut: Callable[[str, int], str]) -> Brief:
         tool_tokens=config.workflow.tool_output_tokens,
         handoff_tokens=config.workflow.handoff_tokens,
         tool_role="tool" if config.workflow.tool_role else "user",
+        instructions=config.workflow.instructions,
         example=config.workflow.example,
         cut=cut,
     )
+
+
+def first_messages(
+    system: str, example: Sequence[Message], asked: str, brief: Brief
+) -> list[Message]:
+    """What a turn's conversation begins with: instructions, a worked example (each if
+    the brief wants it), and what is asked."""
+    return [
+        *([Message("system", system)] if brief.instructions else ()),
+        *(example if brief.example else ()),
+        Message("user", asked),
+    ]
 
 
 def render_observation(observation: Observation, brief: Brief) -> str:

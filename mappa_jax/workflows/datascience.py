@@ -30,6 +30,7 @@ from mappa_jax.workflows.base import (
     Tools,
     Workflow,
     Workspace,
+    first_messages,
     render_observation,
 )
 
@@ -166,8 +167,6 @@ def first_chat(
         limit=brief.token_limits[role.name],
         files=there,
     )
-    system = Message("system", place + _DUTIES[role.name] + rules)
-    example = _example(role) if brief.example else []
     asked = f"Task:\n{task.prompt}\n\nFiles: {text.shown_names(files) or 'none'}"
     if handed is not None:
         before, action = handed
@@ -176,7 +175,8 @@ def first_chat(
         if action.observation is not None:
             printed = render_observation(action.observation, brief)
             asked += f"\n\nOutput of its code:\n{printed}"
-    return [system, *example, Message("user", asked)]
+    system = place + _DUTIES[role.name] + rules
+    return first_messages(system, _example(role), asked, brief)
 
 
 def _example(role: Role) -> list[Message]:

@@ -16,6 +16,7 @@ from mappa_jax.workflows.base import (
     Team,
     Tools,
     Workflow,
+    first_messages,
     render_observation,
 )
 
@@ -142,8 +143,7 @@ def _chat(
     system = (_PLACE + _DUTIES[name]).format(
         title=title, limit=brief.token_limits[name]
     )
-    examples = shown if brief.example else ()
-    return [Message("system", system), *examples, Message("user", asked)]
+    return first_messages(system, shown, asked, brief)
 
 
 def _hand_on(action: Action, brief: Brief) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mappa_jax.types import Message, Role, Task
-from mappa_jax.workflows.base import Brief, Team, Tools, Workflow
+from mappa_jax.workflows.base import Brief, Team, Tools, Workflow, first_messages
 
 NAME = "single"
 
@@ -23,9 +23,8 @@ _EXAMPLE = (
 
 async def single(task: Task, team: Team, tools: Tools, brief: Brief) -> None:
     """One action."""
-    system = Message("system", _SYSTEM.format(limit=brief.token_limits[NAME]))
-    example = _EXAMPLE if brief.example else ()
-    chat = [system, *example, Message("user", f"Problem:\n{task.prompt}")]
+    system = _SYSTEM.format(limit=brief.token_limits[NAME])
+    chat = first_messages(system, _EXAMPLE, f"Problem:\n{task.prompt}", brief)
     team.record(await team[NAME].act(chat))
 
 

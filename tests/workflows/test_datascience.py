@@ -137,6 +137,13 @@ async def test_one_agent_alone_does_all_of_it():
     assert "works alone" in words(team.seen_by("single"))
 
 
+async def test_a_team_that_knows_its_part_is_told_nothing():
+    told, _ = await play(*ALL_WELL)
+    untold, _ = await play(*ALL_WELL, tell=make_brief(instructions=False))
+    for name in ("engineer", "modeller", "analyst"):
+        assert untold.seen_by(name) == told.seen_by(name)[1:]
+
+
 async def test_a_worked_example_is_shown_if_asked_for():
     team, _ = await play(*ALL_WELL, tell=make_brief(example=True))
     for name, made in (("engineer", "y_train"), ("modeller", "joblib.dump")):

@@ -139,6 +139,13 @@ async def test_the_example_stands_before_the_problem_where_it_is_asked_for():
     assert "\\boxed{9}" in shown.seen_by("verifier")[2].content
 
 
+async def test_a_team_that_knows_its_part_is_told_nothing():
+    told, _ = await play(["no code"])
+    untold, _ = await play(["no code"], tell=make_brief(instructions=False))
+    for name in AGENTS:
+        assert untold.seen_by(name) == told.seen_by(name)[1:]
+
+
 async def test_the_verifier_is_told_the_form_of_the_answer():
     team, _ = await play(["no code"])
     assert "\\boxed{answer}" in team.seen_by("verifier")[0].content
