@@ -2,13 +2,18 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 
 from mappa_jax import sweeps
-from mappa_jax.config import ConfigError
+from mappa_jax.config import ConfigError, resolve
 from mappa_jax.sweeps import Curve
+
+ROOT = Path(__file__).resolve().parents[1]
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
 
 SWEEP = """
 def get_sweep():
@@ -117,3 +122,12 @@ def test_a_curve_is_of_the_teams_evaluations(tmp_path):
     assert found.rollouts.tolist() == [0, 16]
     assert found.tokens.tolist() == [0, 12]
     assert found.success.tolist() == [0.1, 0.3]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_packages_sweeps_resolve(path):
+    for member in sweeps.load_sweep(path):
+        file = scripts.load(ROOT / member.config)
+        config = file.get_config()
+        config.update_from_flattened_dict(member.overrides)
+        resolve(config)
