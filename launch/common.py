@@ -358,8 +358,7 @@ def claim_workdir(workdir: Path, config: Any, write: bool = True) -> None:
         (workdir / "trajectories").glob("*")
     )
     if path.exists() and started:
-        theirs = read_config(workdir)
-        different = _differences(configs.to_dict(theirs), mine)
+        different = differences(read_config(workdir), config)
         if different:
             raise configs.ConfigError(
                 f"{workdir} holds a run of another config: "
@@ -437,13 +436,20 @@ def read_training(workdir: Path, steps: str) -> list[Any]:
     return out
 
 
-def _differences(theirs: Any, mine: Any, path: str = "") -> list[str]:
+def differences(theirs: Any, mine: Any, but: Sequence[str] = CHANGEABLE) -> list[str]:
+    """What is not the same in two configs, in words; of the keys `but`, nothing."""
+    from mappa_jax.config import to_dict
+
+    return _differences(to_dict(theirs), to_dict(mine), but, "")
+
+
+def _differences(theirs: Any, mine: Any, but: Sequence[str], path: str) -> list[str]:
     if isinstance(theirs, dict) and isinstance(mine, dict):
         rows = []
         for key in sorted({*theirs, *mine}):
             below = f"{path}.{key}" if path else key
-            if below not in CHANGEABLE:
-                rows += _differences(theirs.get(key), mine.get(key), below)
+            if below not in but:
+                rows += _differences(theirs.get(key), mine.get(key), but, below)
         return rows
     return [] if theirs == mine else [f"{path} was {theirs!r}, is {mine!r}"]
 

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import json
 import shlex
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ _CACHE = flags.DEFINE_string("cache_dir", common.CACHE, "Weights and programs.")
 flags.mark_flags_as_required(["sweep", "workdir"])
 
 TRAIN = Path(__file__).resolve().with_name("train.py")
+DONE = "done"  # left in the folder of a run that has ended well
 
 
 def main(argv: list[str]) -> int:
@@ -58,7 +59,8 @@ def main(argv: list[str]) -> int:
             print(shlex.join(command(member, workdir)))
         return 0
     configs = {m.name: resolved(m) for m in everyone}  # each refused before any is run
-    failed = [] if _GATHER.value else run_all(members, workdir)
+    ended = {m.name for m in everyone if is_done(m, configs[m.name], workdir)}
+    failed = [] if _GATHER.value else run_all(members, ended, workdir)
     gather(everyone, configs, workdir)
     for name in failed:
         print(f"failed: {name}; see {workdir / name / 'log.txt'}", file=sys.stderr)
@@ -93,12 +95,12 @@ def resolved(member: Any) -> Any:
         raise ConfigError(f"{_SWEEP.value}: {member.name}: {e}") from e
 
 
-def run_all(members: list[Any], workdir: Path) -> list[str]:
+def run_all(members: list[Any], done: Collection[str], workdir: Path) -> list[str]:
     """Runs those that are not done; the names of those that failed."""
     lock, stop = threading.Lock(), threading.Event()
     under_way: set[subprocess.Popen[bytes]] = set()
     failed: list[str] = []
-    waiting = [m for m in members if not is_done(m, workdir)]
+    waiting = [m for m in members if m.name not in done]
     ended = len(members) - len(waiting)
     print(f"{len(members)} runs, {ended} of them done", flush=True)
 
@@ -126,7 +128,7 @@ def run_all(members: list[Any], workdir: Path) -> list[str]:
             if code:
                 failed.append(member.name)
             else:
-                mark_done(member, workdir)
+                (folder / DONE).touch()
             said = f"exit {code}" if code else "done"
             print(f"{ended}/{len(members)} {member.name}: {said}", flush=True)
 
@@ -150,28 +152,25 @@ def run_all(members: list[Any], workdir: Path) -> list[str]:
     return failed
 
 
-def is_done(member: Any, workdir: Path) -> bool:
-    """Whether it has ended, with these settings.
+def is_done(member: Any, config: Any, workdir: Path) -> bool:
+    """Whether it has ended, with this config.
 
     Raises:
       ConfigError: it has ended with others.
     """
     from mappa_jax.config import ConfigError
 
-    path = workdir / member.name / "done.json"
-    if not path.exists():
+    folder = workdir / member.name
+    if not (folder / DONE).exists():
         return False
-    if json.loads(path.read_text())["settings"] != member.digest():
+    changed = common.differences(common.read_config(folder), config, but=())
+    if changed:
         raise ConfigError(
-            f"{path.parent}: was run with other settings than {_SWEEP.value} now has; "
-            "use another --workdir, or remove that folder"
+            f"{folder}: was run with other settings than {_SWEEP.value} now gives: "
+            + "; ".join(changed[:5])
+            + ". Use another --workdir, or remove that folder"
         )
     return True
-
-
-def mark_done(member: Any, workdir: Path) -> None:
-    path = workdir / member.name / "done.json"
-    path.write_text(json.dumps({"settings": member.digest()}) + "\n")
 
 
 def gather(members: list[Any], configs: dict[str, Any], workdir: Path) -> None:
@@ -180,7 +179,7 @@ def gather(members: list[Any], configs: dict[str, Any], workdir: Path) -> None:
 
     curves: dict[str, dict[int, Any]] = {m.condition: {} for m in members}
     for member in members:
-        if is_done(member, workdir):
+        if is_done(member, configs[member.name], workdir):
             data = configs[member.name].data
             per_step = data.prompts_per_step * data.samples_per_prompt
             curve = sweeps.read_curve(workdir / member.name, per_step)

@@ -14,7 +14,6 @@ first condition is what the others are compared with.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import math
@@ -54,10 +53,6 @@ class Member:
         """Those of launch/train.py but for the workdir."""
         changes = [f"--config.{k}={v}" for k, v in self.overrides.items()]
         return [f"--config={self.config}", *changes]
-
-    def digest(self) -> str:
-        """Equal for runs of the same settings."""
-        return hashlib.sha256("\n".join(self.flags()).encode()).hexdigest()
 
 
 def load_sweep(path: str | Path) -> list[Member]:

@@ -121,3 +121,4 @@ def test_settings_that_have_changed_are_refused(swept, launch, cache):
     )
     assert done.returncode == 2
     assert "other settings" in done.stderr
+    assert "steps was 1, is 2" in done.stderr
