@@ -307,18 +307,20 @@ def measure(pool: Pool, per_problem: int, draws: int) -> dict[str, Any]:
     return out
 
 
-def estimates(found: Any, truth: Any, success: Any) -> dict[str, float]:
-    """Of [draws, K] estimates."""
+def estimates(found: Any, truth: Any, success: Any) -> dict[str, float | None]:
+    """Of [draws, K] estimates; no ratio where there is no gradient."""
     import numpy as np
 
     cosines = np.asarray([cosine(g, truth) for g in found])
-    unit = found / max(np.linalg.norm(found.mean(0)), 1e-30)
-    target = truth / max(np.linalg.norm(truth), 1e-30)
-    noise = ((unit - target) ** 2).sum(1).mean()
+    lengths = np.linalg.norm(found.mean(0)), np.linalg.norm(truth)
+    snr = None  # of nothing
+    if min(lengths) > 0:
+        noise = ((found / lengths[0] - truth / lengths[1]) ** 2).sum(1).mean()
+        snr = round(float(1 / noise), 5)
     return {
         "cosine": round(float(cosines.mean()), 4),
         "cosine_error": round(float(cosines.std() / np.sqrt(len(found))), 4),
-        "snr": round(float(1 / noise), 5),
+        "snr": snr,
         "with_success": round(float(np.mean([cosine(g, success) for g in found])), 4),
     }
 
@@ -343,10 +345,14 @@ def markdown(found: Mapping[str, Any], n: int) -> str:
             at = row["n"]
             known = (at.get(str(k)) for k in SIZES)
             cells = ["-" if one is None else f"{one['cosine']:.2f}" for one in known]
-            extra = at.get(str(n), {"snr": float("nan"), "with_success": float("nan")})
+            extra = at.get(str(n), {})
+            snr, success = (
+                "-" if extra.get(key) is None else f"{extra[key]:.{digits}f}"
+                for key, digits in (("snr", 3), ("with_success", 2))
+            )
             lines.append(
-                f"| {agent} | {name} | {' | '.join(cells)} | {extra['snr']:.3f} | "
-                f"{extra['with_success']:.2f} | {row['ceiling']:.2f} |"
+                f"| {agent} | {name} | {' | '.join(cells)} | {snr} | {success} | "
+                f"{row['ceiling']:.2f} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -196,6 +196,7 @@ def test_the_ratio_of_signal_to_noise_by_hand(signal):
     assert row["snr"] == pytest.approx(4.0)
     assert row["cosine"] == pytest.approx(2 / 5**0.5, abs=1e-4)
     assert row["with_success"] == pytest.approx(0.0, abs=1e-4)
+    assert signal.estimates(0 * found, truth, truth)["snr"] is None
 
 
 def test_sketches_keep_inner_products(signal, cache):
