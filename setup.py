@@ -45,6 +45,12 @@ REQUIRED = [
     "transformers>=5",
 ]
 
+# Of mappa_jax/commands, and in launch/ a script of the same name.
+COMMANDS = (
+    *("doctor", "evaluate", "judge_report", "plan", "rejudge", "report", "sft"),
+    *("sweep", "train", "weights"),
+)
+
 setup(
     name="mappa_jax",
     version="0.1.0",
@@ -52,6 +58,12 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    entry_points={
+        "console_scripts": [
+            f"mappa-{name.replace('_', '-')}=mappa_jax.commands.{name}:run"
+            for name in COMMANDS
+        ]
+    },
     python_requires=">=3.11",
     packages=find_packages(include=["mappa_jax", "mappa_jax.*"]),
     package_data={"mappa_jax.judges": ["prompts/*.txt", "prices.json"]},

@@ -11,14 +11,9 @@ reserves.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "launch"))
-
-import common  # noqa: E402
+from mappa_jax.commands import common
 
 common.prepare_environment()
 

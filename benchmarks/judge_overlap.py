@@ -18,20 +18,17 @@ import asyncio
 import dataclasses
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "launch"))
-
-import common  # noqa: E402
+from mappa_jax.commands import common
 
 common.prepare_environment()
 
 from absl import flags  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
 _LATENCY = flags.DEFINE_float("latency", 2.0, "Seconds of a judge call.")
 _COUNT = flags.DEFINE_integer("trajectories", 8, "Of the batch; even.")
 _PAIRS = flags.DEFINE_integer("pairs", 5, "Times that the two are compared.")
@@ -95,8 +92,8 @@ async def measure(latency: float, count: int, pairs: int) -> dict[str, Any]:
     """Seconds of both schedules, pair by pair."""
     import importlib.util
 
-    from assembly import assemble
     from mappa_jax.assemble import seat_agents
+    from mappa_jax.commands.assembly import assemble
     from mappa_jax.config import resolve
     from mappa_jax.rollout import rollout
     from mappa_jax.sampling.team import Address

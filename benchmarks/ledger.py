@@ -22,17 +22,13 @@ import functools
 import json
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "launch"))
-
-import common  # noqa: E402
+from mappa_jax.commands import common
 
 common.prepare_environment()
 
@@ -383,8 +379,8 @@ async def measure(config: Any, cache: Path, repeats: int) -> dict[str, Any]:
     """Everything, as it is written to ledger.json."""
     import jax
 
-    from assembly import assemble
     from mappa_jax import timeline
+    from mappa_jax.commands.assembly import assemble
     from mappa_jax.plan.local import measured
     from mappa_jax.testing import Silent
     from mappa_jax.train import train

@@ -54,15 +54,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "launch"))
-
-import common  # noqa: E402
+from mappa_jax.commands import common
 
 common.prepare_environment()
 
 from absl import flags  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
 WORKERS = Path(__file__).resolve().parent / "peer_workers"
 BURST = bytes(1 << 21)  # hashed by each core: a few milliseconds, without the GIL
 EOS, PAD = 2, 1  # ids; those of prompts are larger
@@ -503,7 +501,7 @@ class Bench:
 
     def _environment(self, ours: bool) -> dict[str, str]:
         platform = {"cpu": "cpu", "gpu": "cuda"}[self.device]
-        found = [str(ROOT), str(ROOT / "launch")] if ours else []
+        found = [str(ROOT)] if ours else []
         return os.environ | {
             "PYTHONPATH": os.pathsep.join(found),
             "JAX_PLATFORMS": platform,

@@ -17,15 +17,11 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "launch"))
-
-import common  # noqa: E402
+from mappa_jax.commands import common
 
 common.prepare_environment()
 
@@ -106,7 +102,7 @@ def gaps(run: Any, state: Any, trajectories: Any) -> dict[str, float]:
 
 async def measure(config: Any, cache: Path, name: str, rounds: int) -> dict[str, Any]:
     """By way: its changes of the config, tokens, seconds and agreement."""
-    from assembly import assemble
+    from mappa_jax.commands.assembly import assemble
     from mappa_jax.config import changed
     from mappa_jax.testing import Silent
 

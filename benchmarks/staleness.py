@@ -13,16 +13,12 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "launch"))
-
-import common  # noqa: E402
+from mappa_jax.commands import common
 
 common.prepare_environment()
 
@@ -56,7 +52,7 @@ async def timed(run: Any, state: Any, workdir: Path) -> float:
 async def measure(config: Any, cache: Path, steps: int, rounds: int) -> dict[str, Any]:
     import jax
 
-    from assembly import assemble
+    from mappa_jax.commands.assembly import assemble
     from mappa_jax.config import changed
     from mappa_jax.testing import Silent
 

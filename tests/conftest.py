@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,19 +86,22 @@ def micro_folder(micro_folders) -> Path:
 
 
 @pytest.fixture(scope="session")
-def launch_path() -> Iterator[Path]:
-    """Makes the launch scripts importable, as running one of them does."""
-    folder = ROOT / "launch"
-    sys.path.insert(0, str(folder))
-    yield folder
-    sys.path.remove(str(folder))
+def launch_path() -> Path:
+    """Where the launch scripts lie."""
+    return ROOT / "launch"
 
 
 @pytest.fixture(scope="session")
-def assemble(launch_path, cache):
+def commands_path() -> Path:
+    """Where what they run lies; `scripts.load` undoes the flags."""
+    return ROOT / "mappa_jax" / "commands"
+
+
+@pytest.fixture(scope="session")
+def assemble(cache):
     """launch's `assemble` as (config, workdir, progress), on one device."""
-    import assembly
     from mappa_jax import assemble as parts
+    from mappa_jax.commands import assembly
     from mappa_jax.parallel import mesh
 
     one = mesh.make_mesh(MeshConfig(), jax.devices()[:1])

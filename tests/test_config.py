@@ -233,8 +233,7 @@ def fields(kind, path=""):
 
 READERS = [
     path
-    for folder in ("mappa_jax", "launch")
-    for path in sorted((ROOT / folder).rglob("*.py"))
+    for path in sorted((ROOT / "mappa_jax").rglob("*.py"))
     if path != ROOT / "mappa_jax" / "config.py"
 ]
 

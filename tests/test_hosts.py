@@ -63,8 +63,8 @@ class Told:
         return [value, *self.others]
 
 
-async def test_hosts_that_differ_do_not_start(launch_path, tmp_path):
-    import common
+async def test_hosts_that_differ_do_not_start(tmp_path):
+    from mappa_jax.commands import common
     from mappa_jax.config import ConfigError
 
     seen = tmp_path / "config.json"

@@ -12,6 +12,7 @@ HOST = (
 ).split()
 ARRAYS = "models sampling learning parallel plan".split()
 OUTSIDE = "workflows tools judges data tabular".split()
+SHELL = "commands"  # what joins all the others, and reads flags
 ARRAY_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 
 
@@ -101,11 +102,27 @@ def test_types_imports_nothing_of_ours():
 
 
 def test_nothing_imports_the_loop():
-    assert not [_name(p) for p in MODULES if "train" in _ours(_imports(p))]
+    inner = [p for p in MODULES if _part(p) != SHELL]
+    assert not [_name(p) for p in inner if "train" in _ours(_imports(p))]
 
 
-def test_only_the_launch_scripts_read_flags_and_the_environment():
+def test_nothing_imports_the_commands():
+    inner = [p for p in MODULES if _part(p) != SHELL]
+    assert not [_name(p) for p in inner if SHELL in _ours(_imports(p))]
+
+
+def test_the_launch_scripts_do_nothing_but_call_commands():
+    scripts = sorted((ROOT / "launch").glob("*.py"))
+    assert scripts
+    for path in scripts:
+        assert _imports(path) == {f"mappa_jax.commands.{path.stem}.run"}, path.name
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 8, path.name
+
+
+def test_only_the_commands_read_flags_and_the_environment():
     for path in MODULES:
+        if _part(path) == SHELL:
+            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         read = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
         imports = _imports(path)

@@ -196,9 +196,9 @@ def test_problems_are_read_from_storage(bucket, tmp_path):
 
 
 def test_where_another_error_ends_the_run_files_are_sent_or_their_place_is_said(
-    bucket, tmp_path, launch_path, monkeypatch, capsys
+    bucket, tmp_path, monkeypatch, capsys
 ):
-    import common
+    from mappa_jax.commands import common
 
     workdir = opened(bucket, tmp_path)
     write(workdir, "judge_ledger.host1.jsonl", "paid\n")

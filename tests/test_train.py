@@ -123,7 +123,7 @@ def live(assemble, tiny, loop, tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(live, loop, tmp_path_factory):
     """An uninterrupted run: its workdir, last state, and compilations after step 1."""
-    import common
+    from mappa_jax.commands import common
 
     workdir = tmp_path_factory.mktemp("whole")
     common.claim_workdir(workdir, live.run.config)
@@ -575,7 +575,7 @@ def logged(name):
 def test_another_config_is_refused_with_the_key_but_steps_may_be_raised(
     tiny, whole, tmp_path
 ):
-    import common
+    from mappa_jax.commands import common
 
     shutil.copy(whole.workdir / "config.json", tmp_path)
     (tmp_path / "trajectories").mkdir()
@@ -590,7 +590,7 @@ def test_another_config_is_refused_with_the_key_but_steps_may_be_raised(
 
 
 def test_a_workdir_where_nothing_has_begun_takes_another_config(tiny, tmp_path):
-    import common
+    from mappa_jax.commands import common
 
     common.claim_workdir(tmp_path, resolve(tiny({"seed": 1})))
     common.claim_workdir(tmp_path, resolve(tiny({"seed": 2})))
@@ -624,7 +624,7 @@ def test_a_run_cancelled_in_its_evaluation_saves_the_iteration(live, loop, tmp_p
 
 
 def test_a_damaged_config_json_is_named(tmp_path):
-    import common
+    from mappa_jax.commands import common
 
     (tmp_path / "config.json").write_text('{\n"steps": \n')
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
@@ -633,9 +633,9 @@ def test_a_damaged_config_json_is_named(tmp_path):
 
 
 @pytest.fixture
-def command(launch_path, monkeypatch, cache):
-    """launch/train.py as a function of (config, workdir), without parsing flags."""
-    module = scripts.load(launch_path / "train.py")
+def command(commands_path, monkeypatch, cache):
+    """mappa-train as a function of (config, workdir), without parsing flags."""
+    module = scripts.load(commands_path / "train.py")
     monkeypatch.setattr(module.common, "begin", lambda argv: None)
     monkeypatch.setattr(module, "join_hosts", OneHost)
 

@@ -24,15 +24,12 @@ import asyncio
 import dataclasses
 import functools
 import json
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))
-
-import common  # noqa: E402
+from mappa_jax.commands import common
 
 common.prepare_environment()
 
@@ -80,7 +77,7 @@ class Pool:
 
 async def sample(config: Any, models: Any, cache: Path, problems: int) -> Any:
     """Trajectories of the team as it starts; and its weights."""
-    from assembly import stages
+    from mappa_jax.commands.assembly import stages
     from mappa_jax.data import load_data
     from mappa_jax.hosts import OneHost
     from mappa_jax.rollout import rollout

@@ -13,10 +13,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import common  # noqa: E402
+from mappa_jax.commands import common  # noqa: E402
 
 common.prepare_environment()
 

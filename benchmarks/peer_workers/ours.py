@@ -276,7 +276,7 @@ def prepare(work: protocol.Work, part: str) -> protocol.Run:
 
 
 if __name__ == "__main__":
-    import common
+    from mappa_jax.commands import common
 
     common.prepare_environment()  # as launch/train.py does
     protocol.serve(prepare)

@@ -121,8 +121,8 @@ def test_a_judge_without_its_key_is_refused(assemble, tiny, tmp_path, monkeypatc
         assembled(assemble, tiny, tmp_path / "run", **{"judge.provider": "gemini"})
 
 
-def test_a_run_does_not_go_on_with_other_judge_prompts(launch_path, tmp_path):
-    import assembly
+def test_a_run_does_not_go_on_with_other_judge_prompts(tmp_path):
+    from mappa_jax.commands import assembly
     from mappa_jax.config import JudgeConfig
     from mappa_jax.judges.prompts import OWN
     from mappa_jax.workflows import WORKFLOWS

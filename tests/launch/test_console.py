@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture
 def progress(launch):
-    import console
+    from mappa_jax.commands import console
 
     with console.ConsoleProgress(3) as shown:
         yield shown

@@ -80,14 +80,8 @@ def test_the_team_is_trained_and_evaluated_to_the_end(launch, cache, tmp_path):
     assert all("Files: none" in t.actions[0].messages[-1].content for t in blind)
 
 
-@pytest.fixture
-def scripts(launch_path, monkeypatch):
-    """The launch folder as Python sees it from there."""
-    monkeypatch.syspath_prepend(str(launch_path))
-
-
-def test_success_and_quality_are_printed_by_kind(scripts):
-    import console as printing
+def test_success_and_quality_are_printed_by_kind():
+    from mappa_jax.commands import console as printing
 
     def estimate(value):
         return {"value": value, "low": value - 0.1, "high": value + 0.1}
@@ -110,8 +104,8 @@ def test_success_and_quality_are_printed_by_kind(scripts):
     assert "fair_rmse_percent" in said
 
 
-def test_without_kinds_no_table_is_printed(scripts):
-    import console as printing
+def test_without_kinds_no_table_is_printed():
+    from mappa_jax.commands import console as printing
 
     row = {"avg": 0.6, "avg_low": 0.5, "avg_high": 0.7, "problems": 5, "failed": 0}
     console = Console(width=120)

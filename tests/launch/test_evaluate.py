@@ -101,7 +101,7 @@ def test_what_was_evaluated_is_kept_where_the_run_is(
 ):
     """Of a run in object storage, although the second evaluation fails."""
     known = set(flags.FLAGS)
-    import evaluate
+    from mappa_jax.commands import evaluate
 
     added = set(flags.FLAGS) - known
     store, where = fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}/run"

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import common
 from mappa_jax import assemble as parts
 from mappa_jax.answers import Grader
 from mappa_jax.checkpoints import Checkpoints
+from mappa_jax.commands import common
 from mappa_jax.config import Config, ConfigError, JudgeConfig
 from mappa_jax.data import load_data
 from mappa_jax.grading import AnyGrader

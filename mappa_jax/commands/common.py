@@ -1,7 +1,4 @@
-"""What the launch scripts share: environment, errors, and the parts of a run.
-
-Only the launch scripts read flags and environment variables.
-"""
+"""What the commands share: environment, errors, and the parts of a run."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 CACHE = "~/.cache/mappa_jax"
@@ -69,8 +67,10 @@ def run_app(main: Callable[[list[str]], int | None]) -> None:
     Exit codes: 0 done, 1 an unexpected error (with its traceback), 2 refused or
     stopped with a reason, 130 interrupted.
     """
+    prepare_environment()
     from absl import app
 
+    _present(sys.modules[main.__module__])
     try:
         app.run(main, flags_parser=_parse_flags)
     except KeyboardInterrupt:
@@ -84,6 +84,15 @@ def run_app(main: Callable[[list[str]], int | None]) -> None:
             raise
         print(f"error: {said}", file=sys.stderr)
         sys.exit(REFUSED)
+
+
+def _present(module: ModuleType) -> None:
+    """Makes --help show the command's own text and flags, whatever script runs it."""
+    from absl import flags
+
+    sys.modules["__main__"].__doc__ = module.__doc__
+    for flag in flags.FLAGS.get_key_flags_for_module(module):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def _explained(error: BaseException) -> str | None:
