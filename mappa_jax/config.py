@@ -405,6 +405,8 @@ class Config:
     # one process, while the team is updated, with the weights before that update (a
     # resumed run then samples with those after it).
     staleness: int = 0
+    # Where iterations are shown, besides metrics.jsonl.
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     # Every agent its own weights; adapters of its own over a base that all share; or
     # one set of weights that plays every role.
     mode: Literal["full", "lora", "shared"] = "full"

@@ -1,4 +1,4 @@
-"""Numbers of a run, for people (TensorBoard) and for programs (metrics.jsonl)."""
+"""Numbers of a run: metrics.jsonl, and the loggers that show them to people."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 import math
 import os
 import pathlib
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+
+from mappa_jax.loggers.base import Logger, Shown
+
+NOTHING = Shown()
 
 
 class MetricsError(ValueError):
@@ -50,7 +50,7 @@ def _number(name: str, value: Any) -> float | int:
 
 
 class MetricWriter:
-    """Writes WORKDIR/metrics.jsonl and TensorBoard files in WORKDIR/tensorboard.
+    """Writes WORKDIR/metrics.jsonl, and tells the loggers.
 
     A line of metrics.jsonl is one object with `step` and the flattened metrics. JSON
     has no NaN: a number that is not finite is null there, and `non_finite` maps its
@@ -61,29 +61,29 @@ class MetricWriter:
       resume_step: the first step that will be written; what an earlier run has
         recorded from there on is dropped, and a torn last line with it. 0 for a
         new run.
+      loggers: told each step, after it is on the disk; closed with the writer.
 
     Raises:
       MetricsError: metrics.jsonl holds a line that is not one of ours.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], resume_step: int):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        resume_step: int,
+        loggers: Sequence[Logger] = (),
+    ):
         folder = pathlib.Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         truncate_from(self._path, resume_step)
         self._lines = self._path.open("a", encoding="utf-8")
-        (folder / "tensorboard").mkdir(exist_ok=True)
-        # Not a SummaryWriter: its thread dies of a full disk, and the next call hangs.
-        self._events = EventsWriter(
-            str(folder / "tensorboard" / "events"),
-            # Files are named by the second; a quick restart must not write over one.
-            filename_suffix=f".{resume_step:06d}",
-        )
-        # TensorBoard hides what an earlier run has written from this step on.
-        self._write_event(resume_step, session_log=SessionLog(status=SessionLog.START))
+        self._loggers = loggers
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Records one iteration.
+    def write(
+        self, step: int, metrics: Mapping[str, Any], shown: Shown = NOTHING
+    ) -> None:
+        """Records one iteration; `shown` is for the loggers alone.
 
         Raises:
           TypeError: a metric is not one number.
@@ -97,17 +97,14 @@ class MetricWriter:
         self._lines.write(_line(step, flat))
         self._lines.flush()
         os.fsync(self._lines.fileno())
-        for name, value in flat.items():
-            if math.isfinite(value):
-                self._write_event(step, summary=scalar(name, value))
-        self._events.flush()
-
-    def _write_event(self, step: int, **what: Any) -> None:
-        self._events.write_event(Event(step=step, wall_time=time.time(), **what))
+        finite = {k: v for k, v in flat.items() if math.isfinite(v)}
+        for logger in self._loggers:
+            logger.write(step, finite, shown)
 
     def close(self) -> None:
         self._lines.close()
-        self._events.close()
+        for logger in self._loggers:
+            logger.close()
 
 
 def _line(step: int, flat: Mapping[str, float]) -> str:

@@ -42,11 +42,12 @@ from mappa_jax.judges.controls import controlled
 from mappa_jax.learning import batch as batches
 from mappa_jax.learning.batch import Packed
 from mappa_jax.learning.update import Learner, TeamState
+from mappa_jax.loggers import shown
 from mappa_jax.metrics import MetricWriter, flatten, truncate_from
 from mappa_jax.rollout import Rolled, Rollout, Stage, rollout, success
 from mappa_jax.sampling.engine import Stats
 from mappa_jax.timeline import span
-from mappa_jax.types import Missing, MissingReason, Verdict
+from mappa_jax.types import Missing, MissingReason, Trajectory, Verdict
 from mappa_jax.waiting import to_its_end
 
 TIMELINE = "timeline.json"
@@ -104,6 +105,7 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
       CheckpointError: the state could not be saved; earlier steps are whole.
     """
     config, done, metrics = run.config, start, {}
+    agents = list(config.agents)
     # Evaluations of weights that are gone would stand there twice.
     owed = owes_evaluation(config, run.workdir, start)
     await run.hosts.gather(None)  # all have read what host 0 is about to change
@@ -130,7 +132,7 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
                 ahead = _rolling(run, state, step + 1)
                 if not run.stage.engine.beside:
                     await ahead
-            state, metrics = await _learn(run, state, batch)
+            state, metrics, learned_from = await _learn(run, state, batch)
             done = step  # whatever is cancelled from here on, the state is this one
             before, read = read, run.stage.judge.meter()
             metrics["judge"] |= _spending(config, before, read)
@@ -142,7 +144,7 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
                     metrics["eval"] = await _evaluate(run, state, step)
             finally:
                 if run.writer is not None:
-                    run.writer.write(step, metrics)
+                    run.writer.write(step, metrics, shown(learned_from, agents))
             await asyncio.to_thread(run.publish)
             run.progress.finish(step, metrics)
             if _saves(config, step):
@@ -328,8 +330,11 @@ async def _roll(
 
 async def _learn(
     run: Run, state: TeamState, batch: _Batch
-) -> tuple[TeamState, dict[str, Any]]:
-    """The update on a batch; `state` is consumed only once the batch is complete."""
+) -> tuple[TeamState, dict[str, Any], tuple[Trajectory, ...]]:
+    """The update on a batch; `state` is consumed only once the batch is complete.
+
+    Returns the new state, the metrics and the trajectories as they were learned from.
+    """
     config, step, sampled = run.config, batch.step, batch.sampled
     seconds: dict[str, float] = {}
     run.progress.start(step, "judge", 1)
@@ -383,7 +388,7 @@ async def _learn(
     }
     metrics = _metrics(config, rolled, packed.counts, learned, seconds, sampled)
     metrics["judge"] |= drift
-    return state, metrics
+    return state, metrics, trajectories
 
 
 def _in_thread(work: Callable[..., Any], *args: Any) -> asyncio.Task[Any]:

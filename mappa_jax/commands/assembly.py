@@ -20,6 +20,7 @@ from mappa_jax.hosts import Hosts, OneHost
 from mappa_jax.judges import Judge, JudgeError, Ledger, make_judge
 from mappa_jax.judges.prompts import hash_templates, load_templates
 from mappa_jax.learning.update import Learner, TeamState, init_state
+from mappa_jax.loggers import open_loggers
 from mappa_jax.metrics import MetricWriter
 from mappa_jax.remote import Workdir
 from mappa_jax.rollout import Stage
@@ -174,6 +175,16 @@ def restore(
     return (state.trainable, frozen), step
 
 
+def open_writer(config: Config, workdir: Path, resume_step: int) -> MetricWriter:
+    """metrics.jsonl and the loggers of the config.
+
+    Raises:
+      ConfigError: a logger cannot be had.
+    """
+    loggers = open_loggers(config, workdir, resume_step)
+    return MetricWriter(workdir, resume_step, loggers)
+
+
 @contextlib.asynccontextmanager
 async def assemble(
     config: Config,
@@ -211,7 +222,7 @@ async def assemble(
             stage.engine.warm_up(state.trainable, frozen)
         if learns:
             learner.warm_up(state, frozen)
-        writer = MetricWriter(workdir, start + 1) if hosts.index == 0 else None
+        writer = open_writer(config, workdir, start + 1) if hosts.index == 0 else None
         try:
             yield (
                 Run(

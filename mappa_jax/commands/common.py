@@ -24,6 +24,7 @@ CHANGEABLE = (
     *("judge.deadline_s", "judge.outage_s", "judge.max_missing", "judge.prices"),
     # How the arrays lie, which no number depends on but by rounding.
     *("mesh", "packing.rows", "sampler.slots", "sampler.prefill_rows", "remat"),
+    "loggers",
 )
 INTERRUPTED = 130
 REFUSED = 2

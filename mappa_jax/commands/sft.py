@@ -93,8 +93,8 @@ def main(argv: list[str]) -> None:
 async def _run(config: Any, shown: Shown) -> dict[str, Path]:
     from mappa_jax import assemble, imitation
     from mappa_jax.checkpoints import Checkpoints
+    from mappa_jax.commands.assembly import open_writer
     from mappa_jax.learning.update import Learner, init_state
-    from mappa_jax.metrics import MetricWriter
 
     cache, workdir = Path(_CACHE.value).expanduser(), Path(_WORKDIR.value)
     assemble.enable_compilation_cache(cache / "xla")
@@ -121,7 +121,7 @@ async def _run(config: Any, shown: Shown) -> dict[str, Path]:
         if start < config.steps:
             shown.start(start, "compile", 1)
             learner.warm_up(state, frozen)
-        writer = MetricWriter(workdir, start + 1 if start else 0)
+        writer = open_writer(config, workdir, start + 1 if start else 0)
         stack.callback(writer.close)
         parts = imitation.Imitation(
             config, train, held_out, learner, frozen, checkpoints, writer, shown
