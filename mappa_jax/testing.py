@@ -252,7 +252,7 @@ class Silent:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def watch(self, meter: Callable[[], Meter]) -> None:
+    def watch(self, meter: Callable[[], Meter], load: Callable[[], Any]) -> None:
         pass
 
     def finish(self, step: int, metrics: dict[str, Any]) -> None:

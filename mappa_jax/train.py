@@ -45,7 +45,7 @@ from mappa_jax.learning.update import Learner, TeamState
 from mappa_jax.loggers import shown
 from mappa_jax.metrics import MetricWriter, flatten, truncate_from
 from mappa_jax.rollout import Rolled, Rollout, Stage, rollout, success
-from mappa_jax.sampling.engine import Stats
+from mappa_jax.sampling.engine import Load, Stats
 from mappa_jax.timeline import span
 from mappa_jax.types import Missing, MissingReason, Trajectory, Verdict
 from mappa_jax.waiting import to_its_end
@@ -62,7 +62,7 @@ class Progress(Protocol):
 
     def start(self, step: int, phase: str, total: int) -> Callable[[], None]: ...
     def note(self, text: str) -> None: ...
-    def watch(self, meter: Callable[[], Meter]) -> None: ...
+    def watch(self, meter: Callable[[], Meter], load: Callable[[], Load]) -> None: ...
     def finish(self, step: int, metrics: dict[str, Any]) -> None: ...
 
 
@@ -111,7 +111,7 @@ async def train(run: Run, state: TeamState, start: int) -> TeamState:
     await run.hosts.gather(None)  # all have read what host 0 is about to change
     if run.writes:
         truncate_from(run.workdir / "evaluations.jsonl", start + 1 if start else 0)
-    run.progress.watch(run.stage.judge.meter)
+    run.progress.watch(run.stage.judge.meter, run.stage.engine.load)
     read = run.stage.judge.meter()
     saved = run.checkpoints.latest() or 0
     batch: _Batch | None = None

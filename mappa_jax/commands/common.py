@@ -464,6 +464,18 @@ def _differences(theirs: Any, mine: Any, but: Sequence[str], path: str) -> list[
     return [] if theirs == mine else [f"{path} was {theirs!r}, is {mine!r}"]
 
 
+def progress(config: Any, hosts: Any) -> Any:
+    """What a person sees of a run (`console.ConsoleProgress`): plain lines in CI."""
+    from mappa_jax.commands.console import ConsoleProgress
+
+    return ConsoleProgress(
+        config.steps,
+        list(config.agents),
+        quiet=hosts.index > 0,
+        plain=bool(os.environ.get("CI")),
+    )
+
+
 def begin(argv: list[str]) -> None:
     """Refuses positional arguments, and quiets chatty libraries (--verbosity=0)."""
     from absl import flags, logging

@@ -1,10 +1,10 @@
-"""What a person sees while a run goes on, and the table at its end."""
+"""What a person sees while a run goes on."""
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,64 +18,117 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
 from rich.text import Text
+
+from mappa_jax.commands.tables import show
 
 if TYPE_CHECKING:
     from mappa_jax.judges import Meter
+    from mappa_jax.sampling.engine import Load
 
-AGENT_COLUMNS = (
-    ("actions", "actions", "{:.0f}"),
-    ("score", "mean score", "{:.2f}"),
-    ("tokens", "tokens", "{:.0f}"),
-    ("kl", "KL", "{:.4f}"),
-    ("clip_fraction", "clip frac.", "{:.3f}"),
-    ("grad_norm", "grad norm", "{:.3f}"),
-)
-PHASES = ("rollout", "judge_exposed", "credit", "update")
+SAMPLING = ("rollout", "evaluate")  # phases that the sampler works for
+EVERY = 30.0  # seconds between two plain lines of a phase
 
 
-class _JudgeColumn(ProgressColumn):
-    """The judge's calls under way and what it has cost so far."""
+class _Column(ProgressColumn):
+    """A text that is made anew twice a second."""
 
     max_refresh = 0.5
 
-    def __init__(self):
+    def __init__(self, text: Callable[[Task], str]):
         super().__init__()
-        self.meter: Callable[[], Meter] | None = None
+        self._text = text
 
     def render(self, task: Task) -> Text:
-        meter = self.meter() if self.meter else None
-        if meter is None or not (meter.calls or meter.in_flight):
-            return Text("")
-        said = f"judge: {meter.in_flight} in flight, {meter.calls} calls"
-        said += f", ${meter.usd:.3f}" if meter.usd else ""
-        if meter.down_since is not None:
-            seconds = time.monotonic() - meter.down_since
-            said += f"; DOWN for {seconds:.0f} s, waiting"
-        return Text(said)
+        return Text(self._text(task))
+
+
+def judge_text(meter: Meter | None) -> str:
+    """The judge's calls under way and what it has cost so far."""
+    if meter is None or not (meter.calls or meter.in_flight):
+        return ""
+    said = f"judge: {meter.in_flight} in flight, {meter.calls} calls"
+    said += f", ${meter.usd:.3f}" if meter.usd else ""
+    if meter.down_since is not None:
+        seconds = time.monotonic() - meter.down_since
+        said += f"; DOWN for {seconds:.0f} s, waiting"
+    return said
+
+
+def load_text(load: Load, agents: Sequence[str], rate: float) -> str:
+    """Each agent's requests, waiting + being sampled, and the pace of all."""
+    queues = [
+        f"{name} {waiting}+{sampling}"
+        for name, waiting, sampling in zip(
+            agents, load.waiting, load.sampling, strict=False
+        )
+        if waiting or sampling
+    ]
+    pace = [f"{rate:.0f} tokens/s"] if rate > 0 else []
+    return "  ".join(queues + pace)
+
+
+def duration(seconds: float) -> str:
+    """3725 -> "1 h 02 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest:02} min" if hours else f"{minutes} min"
+
+
+class _Pace:
+    """Tokens per second between two looks, of a count that only grows."""
+
+    def __init__(self):
+        self._last, self._rate = (time.monotonic(), 0), 0.0
+
+    def __call__(self, tokens: int) -> float:
+        now = time.monotonic()
+        since, before = now - self._last[0], self._last[1]
+        if since >= 1.0:
+            self._last, self._rate = (now, tokens), (tokens - before) / since
+        return self._rate
 
 
 class ConsoleProgress:
     """A bar per phase and a line per iteration (`train.Progress`).
 
-    `quiet`: of several hosts, those that only take part.
+    Args:
+      steps: iterations of the run.
+      agents: their names, in the team's order.
+      quiet: of several hosts, those that only take part.
+      plain: no bars but a line now and then, for logs; also where the output is no
+        terminal.
     """
 
-    def __init__(self, steps: int, quiet: bool = False):
-        self._steps = steps
+    def __init__(
+        self,
+        steps: int,
+        agents: Sequence[str] = (),
+        quiet: bool = False,
+        plain: bool = False,
+    ):
+        self._steps, self._agents = steps, agents
         self.console = Console(quiet=quiet)
-        self._judge = _JudgeColumn()
+        self._plain = plain or not self.console.is_terminal
+        self._meter: Callable[[], Meter] | None = None
+        self._load: Callable[[], Load] | None = None
+        self._pace = _Pace()
+        self._seconds: list[float] = []  # of the iterations so far
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            self._judge,
+            _Column(self._sampler_text),
+            _Column(lambda task: judge_text(self._meter() if self._meter else None)),
             console=self.console,
             transient=True,
+            disable=self._plain,
         )
         self._bars: dict[str, TaskID] = {}
+        self._said = time.monotonic()
 
     def __enter__(self) -> ConsoleProgress:
         self._bar.start()
@@ -90,119 +143,57 @@ class ConsoleProgress:
             if other != "rollout" or other == phase or bar not in under_way:
                 self._bar.remove_task(self._bars.pop(other))
         label = f"iteration {step}/{self._steps} {phase}"
-        bar = self._bars[phase] = self._bar.add_task(label, total=total)
-        return lambda: self._bar.advance(bar)
+        bar = self._bars[phase] = self._bar.add_task(label, total=total, phase=phase)
+
+        def advance() -> None:
+            self._bar.advance(bar)
+            if self._plain and time.monotonic() - self._said >= EVERY:
+                self._say(bar)
+
+        return advance
+
+    def _say(self, bar: TaskID) -> None:
+        """One plain line of a phase that takes long."""
+        self._said = time.monotonic()
+        task = next((task for task in self._bar.tasks if task.id == bar), None)
+        if task is None:
+            return
+        judge = judge_text(self._meter() if self._meter else None)
+        parts = (self._sampler_text(task), judge)
+        more = "".join(f"; {part}" for part in parts if part)
+        done = f"{task.completed:.0f} of {task.total:.0f}"
+        self.note(f"{task.description}: {done}{more}")
+
+    def _sampler_text(self, task: Task) -> str:
+        if self._load is None or task.fields.get("phase") not in SAMPLING:
+            return ""
+        load = self._load()
+        return load_text(load, self._agents, self._pace(load.tokens))
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=self._plain)
 
-    def watch(self, meter: Callable[[], Meter]) -> None:
-        self._judge.meter = meter
+    def watch(self, meter: Callable[[], Meter], load: Callable[[], Load]) -> None:
+        self._meter, self._load = meter, load
 
     def finish(self, step: int, metrics: dict[str, Any]) -> None:
         scores = "  ".join(
-            f"{name} {_show('{:.2f}', row['score'])}"
+            f"{name} {show('{:.2f}', row['score'])}"
             for name, row in metrics["agents"].items()
         )
+        self._said = time.monotonic()
         total = metrics["seconds"]["iteration"]
+        self._seconds.append(total)
+        left = (self._steps - step) * statistics.median(self._seconds)
+        eta = f"; {duration(left)} to go" if left else ""
         self.console.print(
             f"iteration {step}/{self._steps}: mean score {scores}  "
-            f"success {_show('{:.2f}', metrics['team']['success'])}  ({total:.0f} s)"
+            f"success {show('{:.2f}', metrics['team']['success'])}  "
+            f"({total:.0f} s{eta})",
+            soft_wrap=self._plain,
         )
         for source, row in metrics.get("eval", {}).items():
             self.console.print(
                 f"  held-out {source}: avg {row['avg']:.3f} "
                 f"[{row['avg_low']:.3f}, {row['avg_high']:.3f}]"
             )
-
-
-def _show(form: str, value: float | None) -> str:
-    return "-" if value is None else form.format(value)
-
-
-def print_summary(console: Console, line: dict[str, Any], workdir: Path) -> None:
-    """The table of the last iteration, from its line of metrics.jsonl."""
-    names = list(
-        dict.fromkeys(key.split("/")[1] for key in line if key.startswith("agents/"))
-    )
-    table = Table(title=f"iteration {line['step']}: agents")
-    table.add_column("agent")
-    for _, title, _ in AGENT_COLUMNS:
-        table.add_column(title, justify="right")
-    for name in names:
-        cells = [
-            _show(form, line[f"agents/{name}/{key}"]) for key, _, form in AGENT_COLUMNS
-        ]
-        table.add_row(name, *cells)
-    console.print(table)
-    team = Table(title="team")
-    titles = ["success", "judge calls", *(f"{p} s" for p in PHASES)]
-    for title in titles:
-        team.add_column(title.replace("_", " "), justify="right")
-    team.add_row(
-        _show("{:.2f}", line["team/success"]),
-        f"{line['judge/calls']:.0f}",
-        *(_show("{:.1f}", line[f"seconds/{p}"]) for p in PHASES),
-    )
-    console.print(team)
-    console.print("left in", str(workdir), soft_wrap=True)
-    for name, what in (
-        ("metrics.jsonl", "one object per iteration"),
-        ("tensorboard", "tensorboard --logdir of it"),
-        ("trajectories", "every action with its verdict"),
-        ("checkpoints", "the team's state"),
-        ("evaluations.jsonl", "held-out results"),
-        ("config.json", "the config that was run"),
-    ):
-        if (workdir / name).exists():
-            console.print(f"  {name:18} {what}")
-
-
-def print_evaluations(console: Console, rows: dict[str, dict[str, Any]]) -> None:
-    """A table per data set, a row per team, with 95% intervals over problems."""
-    for source in dict.fromkeys(s for sources in rows.values() for s in sources):
-        table = Table(title=f"held-out problems of {source} (95% intervals)")
-        table.add_column("who", no_wrap=True)
-        for title in ("avg", "pass@k", "problems", "failed"):
-            table.add_column(title, justify="right", no_wrap=True)
-        for who, sources in rows.items():
-            if (row := sources.get(source)) is not None:
-                passed = (
-                    f"{_interval(row, 'pass')} k={row['k']}" if "pass" in row else "-"
-                )
-                numbers = (f"{row[k]:.0f}" for k in ("problems", "failed"))
-                table.add_row(who, _interval(row, "avg"), passed, *numbers)
-        console.print(table)
-        _print_kinds(console, source, rows)
-
-
-def _print_kinds(
-    console: Console, source: str, rows: dict[str, dict[str, Any]]
-) -> None:
-    """Success and quality by kind of task, where an evaluation tells of them."""
-    found = [
-        (who, kind, numbers)
-        for who, sources in rows.items()
-        for kind, numbers in sources.get(source, {}).get("kinds", {}).items()
-    ]
-    for kind in dict.fromkeys(kind for _, kind, _ in found):
-        mine = [(who, numbers) for who, k, numbers in found if k == kind]
-        names = dict.fromkeys(n for _, numbers in mine for n in numbers)
-        table = Table(title=f"{source}: {kind} (95% intervals)")
-        table.add_column("who", no_wrap=True)
-        table.add_column("problems", justify="right")
-        names.pop("problems")
-        for name in names:
-            table.add_column(name, justify="right")
-        for who, numbers in mine:
-            cells = (_estimate(numbers[n]) if n in numbers else "-" for n in names)
-            table.add_row(who, str(numbers["problems"]), *cells)
-        console.print(table)
-
-
-def _estimate(numbers: dict[str, float]) -> str:
-    return f"{numbers['value']:.3g} [{numbers['low']:.3g}, {numbers['high']:.3g}]"
-
-
-def _interval(row: dict[str, float], name: str) -> str:
-    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"

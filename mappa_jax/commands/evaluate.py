@@ -20,8 +20,9 @@ from typing import Any
 from absl import flags
 
 from mappa_jax.commands import common
-from mappa_jax.commands.console import ConsoleProgress, print_evaluations
+from mappa_jax.commands.console import ConsoleProgress
 from mappa_jax.commands.joining import join_hosts
+from mappa_jax.commands.tables import print_evaluations
 
 WHO = ("trained", "untrained", "single", "blind")
 
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
     if _SLOTS.value is not None:
         config = changed(config, {"sampler.slots": _SLOTS.value})
     hosts = join_hosts()
-    with ConsoleProgress(config.steps, quiet=hosts.index > 0) as progress:
+    with common.progress(config, hosts) as progress:
         try:
             rows = common.run_until_interrupted(
                 _evaluate_all(config, workdir, cache, progress, _WHO.value, hosts),

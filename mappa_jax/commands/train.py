@@ -20,8 +20,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from mappa_jax.commands import common
-from mappa_jax.commands.console import ConsoleProgress, print_summary
+from mappa_jax.commands.console import ConsoleProgress
 from mappa_jax.commands.joining import join_hosts
+from mappa_jax.commands.tables import print_summary
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _WORKDIR = flags.DEFINE_string(
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
     hosts = join_hosts()
     where = common.open_workdir(_WORKDIR.value, cache)
     workdir = where.local
-    with ConsoleProgress(config.steps, quiet=hosts.index > 0) as progress:
+    with common.progress(config, hosts) as progress:
         complete = common.run_until_interrupted(
             _train(config, where, cache, progress, hosts, profile), hosts=hosts
         )

@@ -184,6 +184,21 @@ class Stats:
     decode_seconds: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What the sampler is at.
+
+    Attributes:
+      waiting: requests without a slot, by agent of the team.
+      sampling: requests in one, likewise.
+      tokens: new ones since the engine was made.
+    """
+
+    waiting: tuple[int, ...]
+    sampling: tuple[int, ...]
+    tokens: int
+
+
 class Program:
     """The compiled functions of one group of agents, at their declared shapes.
 
@@ -692,6 +707,7 @@ class Engine:
         self._error: Exception | None = None
         self._wake = asyncio.Event()
         self.stats = Stats()
+        self._sampled = 0  # tokens, ever
 
     def lowered(
         self, trainable: Sequence[Any], frozen: Sequence[Any]
@@ -985,6 +1001,7 @@ class Engine:
             row = pool.rows[slot]
             n = int(chunk.emitted[slot])
             self.stats.new_tokens += n
+            self._sampled += n
             done, kept = bool(chunk.done[slot]), None
             if done:
                 pool.vacate(slot)
@@ -1001,6 +1018,18 @@ class Engine:
                 self._message.ended.append((pool.group, pool.number, slot))
             if not row.future.done():  # its workflow may have been cancelled
                 row.future.set_result(_sample(row, kept))
+
+    def load(self) -> Load:
+        """How busy it is; may be asked from another thread."""
+        waiting, sampling = np.zeros((2, len(self._seats)), int)
+        members = [program.policy.members for program in self._programs]
+        for pool in [*self._pools.values()]:
+            rows = [row for queue in pool.waiting for row in [*queue]]
+            for count, found in ((waiting, rows), (sampling, [*pool.rows])):
+                for row in found:
+                    if row is not None:
+                        count[members[pool.group][row.agent]] += 1
+        return Load(tuple(waiting.tolist()), tuple(sampling.tolist()), self._sampled)
 
     def take_stats(self) -> Stats:
         """The counts so far; starts new ones."""

@@ -1,12 +1,18 @@
 """The bars that a person sees while a run goes on."""
 
+from types import SimpleNamespace
+
 import pytest
+from rich.console import Console
+
+from mappa_jax.commands import common, console
+from mappa_jax.hosts import OneHost
+from mappa_jax.judges.base import Meter
+from mappa_jax.sampling.engine import Load
 
 
 @pytest.fixture
-def progress(launch):
-    from mappa_jax.commands import console
-
+def progress():
     with console.ConsoleProgress(3) as shown:
         yield shown
 
@@ -42,3 +48,76 @@ def test_a_rollout_that_goes_on_is_shown_beside(progress):
     assert bars(progress)["iteration 2/3 rollout"] == (2, 2)
     progress.start(1, "evaluate", 5)
     assert bars(progress) == {"iteration 1/3 evaluate": (0, 5)}
+
+
+def finished(seconds):
+    return {
+        "agents": {"solver": {"score": 5.0}},
+        "team": {"success": None},
+        "seconds": {"iteration": seconds},
+    }
+
+
+def test_queues_and_pace_are_told_by_agent():
+    load = Load(waiting=(3, 0, 0), sampling=(4, 1, 0), tokens=0)
+    names = ["solver", "coder", "verifier"]
+    assert console.load_text(load, names, 12.6) == "solver 3+4  coder 0+1  13 tokens/s"
+    assert console.load_text(Load((0,), (0,), 0), ["solver"], 0.0) == ""
+
+
+def test_the_pace_is_that_since_the_last_look(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    pace = console._Pace()
+    now[0] = 2.0
+    assert pace(100) == 50.0
+    now[0] = 2.5  # too early to tell
+    assert pace(900) == 50.0
+    now[0] = 4.0
+    assert pace(100) == 0.0
+
+
+@pytest.mark.parametrize(
+    "seconds, said", [(12.4, "12 s"), (150, "2 min"), (3725, "1 h 02 min")]
+)
+def test_durations_are_for_reading(seconds, said):
+    assert console.duration(seconds) == said
+
+
+def test_what_is_left_follows_from_the_median_iteration():
+    shown = console.ConsoleProgress(12, plain=True)
+    with shown.console.capture() as caught:
+        for step, seconds in enumerate((900.0, 60.0, 60.0), start=1):
+            shown.finish(step, finished(seconds))
+    first, _, third = caught.get().splitlines()
+    assert "(900 s; 2 h 45 min to go)" in first
+    assert "(60 s; 9 min to go)" in third
+
+
+def test_plain_lines_come_now_and_then(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.ConsoleProgress(3, ["solver"], plain=True) as shown:
+        shown.watch(
+            lambda: Meter(calls=7, in_flight=2, usd=0.5),
+            lambda: Load((1,), (2,), 60),
+        )
+        with shown.console.capture() as caught:
+            advance = shown.start(1, "rollout", 4)
+            advance()
+            now[0] = console.EVERY
+            advance()
+            advance()
+    (line,) = caught.get().splitlines()
+    assert line == (
+        "iteration 1/3 rollout: 2 of 4; solver 1+2  2 tokens/s; "
+        "judge: 2 in flight, 7 calls, $0.500"
+    )
+
+
+def test_in_ci_lines_are_plain(monkeypatch):
+    config = SimpleNamespace(steps=3, agents={"solver": None})
+    monkeypatch.setattr(Console, "is_terminal", property(lambda self: True))
+    for ci, plain in (("true", True), ("", False)):
+        monkeypatch.setenv("CI", ci)
+        assert common.progress(config, OneHost())._plain is plain

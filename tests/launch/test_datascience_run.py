@@ -81,7 +81,7 @@ def test_the_team_is_trained_and_evaluated_to_the_end(launch, cache, tmp_path):
 
 
 def test_success_and_quality_are_printed_by_kind():
-    from mappa_jax.commands import console as printing
+    from mappa_jax.commands import tables as printing
 
     def estimate(value):
         return {"value": value, "low": value - 0.1, "high": value + 0.1}
@@ -105,7 +105,7 @@ def test_success_and_quality_are_printed_by_kind():
 
 
 def test_without_kinds_no_table_is_printed():
-    from mappa_jax.commands import console as printing
+    from mappa_jax.commands import tables as printing
 
     row = {"avg": 0.6, "avg_low": 0.5, "avg_high": 0.7, "problems": 5, "failed": 0}
     console = Console(width=120)

@@ -67,6 +67,24 @@ def assert_same(a, b):
     assert a.finish == b.finish
 
 
+async def test_its_load_is_told_by_agent(both):
+    """More of agent 1 than there are slots; all tokens are counted, none before."""
+    before = both.engine.load()
+    assert before.waiting == before.sampling == (0, 0)
+    requests = [r for r in make_requests(40) if r[0] == 1]
+    async with both.running() as engine:
+        asked = [asyncio.create_task(engine.generate(*r)) for r in requests]
+        seen = []
+        while not all(task.done() for task in asked):
+            await asyncio.sleep(0)
+            seen.append(engine.load())
+    assert max(load.waiting[1] for load in seen) > 0
+    assert max(load.sampling[1] for load in seen) >= 4
+    assert all(load.waiting[0] == load.sampling[0] == 0 for load in seen)
+    new = sum(len(task.result().token_ids) for task in asked)
+    assert both.engine.load().tokens - before.tokens >= new > 0
+
+
 async def test_a_sample_is_bit_identical_whatever_its_company(both):
     """Alone, with others (more than there are slots), and in another order."""
     requests = make_requests(20)
