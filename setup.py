@@ -47,8 +47,8 @@ REQUIRED = [
 
 # Of mappa_jax/commands, and in launch/ a script of the same name.
 COMMANDS = (
-    *("doctor", "evaluate", "judge_report", "plan", "rejudge", "report", "sft"),
-    *("sweep", "train", "weights"),
+    *("completion", "doctor", "evaluate", "judge_report", "plan", "rejudge"),
+    *("report", "sft", "sweep", "train", "weights"),
 )
 
 setup(
