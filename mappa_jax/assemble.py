@@ -25,7 +25,7 @@ from mappa_jax.sampling.choice import ChoiceScorer
 from mappa_jax.sampling.engine import Engine
 from mappa_jax.sampling.team import Seat
 from mappa_jax.types import Message
-from mappa_jax.workflows import WORKFLOWS
+from mappa_jax.workflows import find_workflow
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,7 +187,7 @@ def seat_agents(config: Config) -> Config:
     Raises:
       ConfigError: an agent is missing, unknown, or given turns it cannot take.
     """
-    workflow = WORKFLOWS[config.workflow.name]
+    workflow = find_workflow(config.workflow.name)
     roles = {role.name: role for role in workflow.roles}
     if set(roles) != set(config.agents):
         raise ConfigError(

@@ -243,9 +243,8 @@ class SandboxConfig:
 class WorkflowConfig:
     """Which team works on a task, and how much it hands on."""
 
-    name: Literal["mathchat", "single", "datascience", "datascience_single"] = (
-        "mathchat"
-    )
+    # One of workflows.WORKFLOWS, or where one of your own is: my_team.py:TEAM.
+    name: str = "mathchat"
     tool_output_tokens: int = 512  # an observation is cut in the middle to this
     handoff_tokens: int = 1024  # likewise what one agent hands to the next
     # Tell every agent its part; a team that launch/sft.py has taught may do without.
@@ -695,8 +694,12 @@ def _check_weights(config: Config, refuse: Callable[[str, str], Any]) -> None:
 def _check_judge(judge: JudgeConfig, refuse: Callable[[str, str], Any]) -> None:
     from mappa_jax.judges.registry import NAMES
 
-    if judge.provider not in NAMES:
-        refuse("judge.provider", f"{judge.provider!r} is not one of {[*NAMES]}")
+    if judge.provider not in NAMES and ":" not in judge.provider:
+        refuse(
+            "judge.provider",
+            f"{judge.provider!r} is not one of {[*NAMES]}, nor module:NAME or "
+            "folder/file.py:NAME of your own",
+        )
     members = parse_members(judge.members)
     if (judge.provider == "ensemble") != bool(members):
         refuse(

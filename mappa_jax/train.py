@@ -39,6 +39,7 @@ from mappa_jax.hosts import Hosts, OneHost, Stopped, finish
 from mappa_jax.judges import health
 from mappa_jax.judges.base import BudgetReached, Meter, TooManyMissing
 from mappa_jax.judges.controls import controlled
+from mappa_jax.judges.registry import asks_a_model, is_free
 from mappa_jax.learning import batch as batches
 from mappa_jax.learning.batch import Packed
 from mappa_jax.learning.update import Learner, TeamState
@@ -218,14 +219,11 @@ def _saves(config: Config, step: int) -> bool:
     )
 
 
-FREE = ("rubric", "local")  # judges that cost nothing but time
-
-
 async def _forecast(run: Run, state: TeamState, start: int) -> None:
     config = run.config
     if (
         not config.judge.forecast
-        or config.judge.provider in FREE
+        or is_free(config.judge.provider)
         or config.judge.replay
     ):
         return
@@ -417,7 +415,7 @@ def _spending(config: Config, before: Meter, now: Meter) -> dict[str, Any]:
     """What the judge's account says: `calls`, `tokens` and `cost` since the iteration
     before, whatever they were for (second opinions, members, anchors)."""
     found = {"in_flight": now.most_in_flight, "spent": now.usd}
-    if config.judge.provider == "rubric":  # it keeps no account
+    if not asks_a_model(config.judge.provider):  # it keeps no account
         return found
     since = spent_since(before, now)
     return found | {"calls": since.calls, "tokens": since.tokens, "cost": since.usd}

@@ -19,6 +19,7 @@ from mappa_jax.grading import AnyGrader
 from mappa_jax.hosts import Hosts, OneHost
 from mappa_jax.judges import Judge, JudgeError, Ledger, make_judge
 from mappa_jax.judges.prompts import hash_templates, load_templates
+from mappa_jax.judges.registry import asks_a_model, is_free
 from mappa_jax.learning.update import Learner, TeamState, init_state
 from mappa_jax.loggers import open_loggers
 from mappa_jax.metrics import MetricWriter
@@ -26,8 +27,8 @@ from mappa_jax.remote import Workdir
 from mappa_jax.rollout import Stage
 from mappa_jax.tabular.submission import SubmissionGrader
 from mappa_jax.tools import make_sandbox
-from mappa_jax.train import FREE, Progress, Run, check_best, check_bias, owes_evaluation
-from mappa_jax.workflows import WORKFLOWS
+from mappa_jax.train import Progress, Run, check_best, check_bias, owes_evaluation
+from mappa_jax.workflows import find_workflow
 from mappa_jax.workflows.base import Workflow, brief, seated
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ async def stages(
     Raises:
       ConfigError, SandboxError, JudgeError: something cannot be had; named.
     """
-    workflow = seated(WORKFLOWS[config.workflow.name], config)
+    workflow = seated(find_workflow(config.workflow.name), config)
     async with contextlib.AsyncExitStack() as stack:
         sandbox = make_sandbox(config.sandbox)
         stack.push_async_callback(sandbox.aclose)
@@ -69,7 +70,7 @@ async def stages(
         grader = AnyGrader(texts, SubmissionGrader())
         stack.push_async_callback(grader.aclose)
         engine = parts.make_engine(config, models, hosts)
-        free = config.judge.provider in FREE  # and says the same each time
+        free = is_free(config.judge.provider)  # and says the same each time
 
         def stage(judge: Any, temperature: float | None) -> Stage:
             return Stage(
@@ -95,7 +96,7 @@ def check_prompts(config: JudgeConfig, workflow: Workflow, workdir: Path) -> Non
     Raises:
       JudgeError: the run has begun with other templates, or some are of no use.
     """
-    if config.provider == "rubric":
+    if not asks_a_model(config.provider):
         return
     try:
         templates = load_templates(
@@ -133,7 +134,7 @@ async def open_judge(
         ledger = Ledger(Path(config.replay).expanduser(), read_only=True)
     else:
         # The rubric costs nothing and can be asked again: it leaves no file.
-        paid = config.provider != "rubric"
+        paid = asks_a_model(config.provider)
         path = workdir / "judge_ledger.jsonl" if paid else None
         ledger = Ledger(path, host=hosts.index)
     with contextlib.closing(ledger):

@@ -76,11 +76,11 @@ def _settings(config: Any) -> Any:
 async def _rejudge(config: Any, workdir: Path, trajectories: list[Any]) -> list[Any]:
     from mappa_jax.commands.assembly import open_judge
     from mappa_jax.drift import requests_of
-    from mappa_jax.workflows import WORKFLOWS
+    from mappa_jax.workflows import find_workflow
     from mappa_jax.workflows.base import seated
 
     folder = workdir / "rejudged"
-    workflow = seated(WORKFLOWS[config.workflow.name], config)
+    workflow = seated(find_workflow(config.workflow.name), config)
     limits = {n: a.max_new_tokens for n, a in config.agents.items()}
 
     async def one(judge: Any, trajectory: Any) -> Any:

@@ -19,6 +19,7 @@ from mappa_jax.judges.ledger import Ledger
 from mappa_jax.judges.local import LocalProvider, Scorer
 from mappa_jax.judges.registry import NAMES, PROVIDERS
 from mappa_jax.judges.rubric import RubricJudge
+from mappa_jax.plugins import is_plugin, load_object
 
 __all__ = [
     "BudgetReached",
@@ -44,6 +45,9 @@ def make_judge(
 ) -> Judge:
     """The judge of `config.provider`. Call its `check` before the first step.
 
+    A provider "module:NAME" or "folder/file.py:NAME" is a user's own: what is there is
+    called with the config and gives a `Judge`.
+
     Args:
       config: provider, model, limits.
       roles: names of the team's roles; each needs a prompt where a model judges.
@@ -56,12 +60,15 @@ def make_judge(
 
     Raises:
       JudgeError: something is missing or wrong; the key of the config is named.
+      ConfigError: a judge of one's own is not where the provider says.
     """
     if config.replay and config.provider == "rubric":
         raise JudgeError(
             f"judge.replay={config.replay!r} is of a judge that was paid for; with "
             "judge.provider='rubric' set it to '': the rubric always says the same"
         )
+    if is_plugin(config.provider):
+        return load_object(config.provider, "judge.provider")(config)
     account = Account(config.budget, ledger, host, hosts)
     config = dataclasses.replace(
         config,

@@ -30,5 +30,16 @@ PROVIDERS = {
     "gemini": Registered("mappa_jax.judges.gemini:GeminiProvider", "GEMINI_API_KEY"),
     "openai": Registered("mappa_jax.judges.openai:OpenAIProvider", "OPENAI_API_KEY"),
 }
-# What judge.provider may be.
+# What judge.provider may be, besides the place of a class outside the package.
 NAMES = ("rubric", *PROVIDERS, "local", "ensemble")
+
+
+def asks_a_model(provider: str) -> bool:
+    """Whether verdicts are a model's: prompted, recorded, perhaps paid for. The rubric
+    and a user's own judge keep their own house."""
+    return provider in NAMES and provider != "rubric"
+
+
+def is_free(provider: str) -> bool:
+    """Whether asking costs nothing but time."""
+    return not asks_a_model(provider) or provider == "local"
