@@ -2,6 +2,7 @@
 # make test         the everyday test suite, lint and format included
 # make test-slow    what takes longer
 # make check        lint and format only
+# make docs         the documentation as a site, in site/
 # make plan-env     .venv-plan: the same and libtpu, for launch/plan.py
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ WORKDIR ?= runs/quickstart
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test test-slow check plan-env clean
+.PHONY: quickstart test test-slow check docs plan-env clean
 
 # Remade when the requirements change.
 $(VENV)/.installed: requirements.txt setup.py
@@ -49,5 +50,8 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(PLAN_VENV) .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PLAN_VENV) site .cache .pytest_cache .ruff_cache

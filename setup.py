@@ -87,6 +87,8 @@ setup(
         "gcs": ["gcsfs"],  # workdirs and data on gs://
         "dev": [
             "hypothesis",
+            "mkdocs-material",
+            "mkdocstrings[python]",
             "mlflow-skinny",
             "pytest",
             "pytest-asyncio",

@@ -127,7 +127,7 @@ def parse_members(text: str) -> dict[str, MemberConfig]:
     """The judges of `judge.members`, by what stands there.
 
     Raises:
-      ConfigError: one is written otherwise than provider[:model][@url], or twice.
+      ConfigError: one is written otherwise than `provider[:model][@url]`, or twice.
     """
     members: dict[str, MemberConfig] = {}
     for name in filter(None, map(str.strip, text.split(","))):
