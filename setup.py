@@ -48,7 +48,7 @@ REQUIRED = [
 # Of mappa_jax/commands, and in launch/ a script of the same name.
 COMMANDS = (
     *("doctor", "evaluate", "judge_report", "plan", "rejudge", "report", "sft"),
-    *("sweep", "train", "weights"),
+    *("chat", "export", "serve", "sweep", "train", "weights"),
 )
 
 setup(
@@ -66,7 +66,10 @@ setup(
     },
     python_requires=">=3.11",
     packages=find_packages(include=["mappa_jax", "mappa_jax.*"]),
-    package_data={"mappa_jax.judges": ["prompts/*.txt", "prices.json"]},
+    package_data={
+        "mappa_jax": ["cards/*.md"],
+        "mappa_jax.judges": ["prompts/*.txt", "prices.json"],
+    },
     install_requires=REQUIRED,
     extras_require={
         "tpu": [
@@ -87,6 +90,7 @@ setup(
         "gcs": ["gcsfs"],  # workdirs and data on gs://
         "dev": [
             "hypothesis",
+            "openai",
             "pytest",
             "pytest-asyncio",
             "pytest-timeout",
@@ -96,5 +100,6 @@ setup(
             "tensorboard",
         ],
         "golden": ["torch"],  # makes and checks the golden files of the models
+        "export": ["torch", "peft"],  # loads what launch/export.py writes; its tests
     },
 )
