@@ -154,7 +154,12 @@ def _same(value: Any, neutral: Any) -> bool:
 
 def _refused(error: pydantic.ValidationError) -> ApiError:
     """The first of what pydantic complains of; what was sent is not repeated."""
-    first = error.errors(include_url=False, include_input=False)[0]
+    errors = error.errors(include_url=False, include_input=False)
+    first = errors[0]
+    if first["loc"][-1:] == ("str",):  # what was meant as a list says more
+        above = first["loc"][:-1]
+        same = [e for e in errors if e["loc"][: len(above)] == above]
+        first = max(same, key=lambda e: len(e["loc"]))
     if first["type"] == "json_invalid":
         return invalid(f"the body is not JSON: {first['msg'][:200]}", code="not_json")
     # Parts of unions and of annotations are no part of what the client has sent.

@@ -151,15 +151,16 @@ def serve(make_served):
         made = openai.AsyncOpenAI(
             base_url=f"{url}/v1", api_key=key or "any", max_retries=0, timeout=60
         )
-        async with made as client:
-            yield SimpleNamespace(
-                service=service,
-                url=url,
-                engine=engine,
-                client=client,
-                create=client.chat.completions.create,
-            )
-        await runner.cleanup()
+        try:
+            async with made as client:
+                yield SimpleNamespace(
+                    service=service,
+                    url=url,
+                    client=client,
+                    create=client.chat.completions.create,
+                )
+        finally:
+            await runner.cleanup()
 
     return running
 

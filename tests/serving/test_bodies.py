@@ -1,5 +1,7 @@
 """Hostile and mistaken bodies: each a clear 4xx, and the server lives on."""
 
+import asyncio
+import io
 import json
 
 import aiohttp
@@ -13,6 +15,11 @@ def body(**changes):
     return json.dumps(GOOD | changes)
 
 
+def raw(key, value):
+    """A body with a value that json would not write."""
+    return body().removesuffix("}") + f', "{key}": {value}}}'
+
+
 def message(**changes):
     return body(messages=[USER | changes])
 
@@ -24,8 +31,8 @@ BODIES = {
     "not an object": (b"[1]", None),
     "null": (b"null", None),
     "not UTF-8": (b'{"model": "\xff\xfe"}', None),
-    "half a surrogate": (rb'{"model": "team", "messages": [{"role": "user", "content": "\ud800"}]}', None),
-    "deep": (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, None),
+    "half a surrogate": (message(content="\ud800"), None),
+    "deep": (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, None),
     "deep lists": (b'{"model": "team", "messages": ' + b"[" * 50_000, None),
     "no model": (json.dumps({"messages": [USER]}), "model"),
     "no messages": (json.dumps({"model": "team"}), "messages"),
@@ -34,13 +41,12 @@ BODIES = {
     "unknown role": (message(role="wizard"), "messages.0.role"),
     "no content": (body(messages=[{"role": "user"}]), "messages.0.content"),
     "null content": (message(content=None), "messages.0.content"),
-    "an image": (message(content=[{"type": "image_url", "image_url": {"url": "x"}}]), "messages.0.content.0.type"),
+    "an image": (message(content=[{"type": "image_url"}]), "messages.0.content.0.type"),
     "a tool call": (message(tool_calls=[{"id": "1"}]), "messages.0.tool_calls"),
     "an unknown key of a message": (message(extra=1), "messages.0.extra"),
-    "NaN": ('{"model": "team", "messages": [], "temperature": NaN}', "messages"),
     "NaN temperature": (body(temperature=float("nan")), "temperature"),
     "infinite temperature": (body(temperature=float("inf")), "temperature"),
-    "huge temperature": (body().replace("}]}", '}], "temperature": 1e999}'), "temperature"),
+    "huge temperature": (raw("temperature", "1e999"), "temperature"),
     "hot": (body(temperature=3), "temperature"),
     "cold": (body(temperature=-1), "temperature"),
     "temperature is text": (body(temperature="1"), "temperature"),
@@ -50,7 +56,8 @@ BODIES = {
     "true tokens": (body(max_tokens=True), "max_tokens"),
     "no answers": (body(n=0), "n"),
     "many answers": (body(n=1000), "n"),
-    "huge number": (body().replace("}]}", '}], "n": ' + "9" * 5000 + "}"), "n"),
+    "huge number": (raw("n", "9" * 300), "n"),
+    "number without end": (raw("n", "9" * 5000), None),
     "huge seed": (body(seed=2**70), "seed"),
     "empty stop": (body(stop=""), "stop"),
     "many stops": (body(stop=["a"] * 5), "stop"),
@@ -61,7 +68,7 @@ BODIES = {
     "JSON mode": (body(response_format={"type": "json_object"}), "response_format"),
     "unknown key": (body(max_token=5), "max_token"),
     "long unknown key": (body(**{"x" * 5000: 5}), "x" * 80),
-    "stream options alone": (body(stream_options={"include_usage": True}), "stream_options"),
+    "stream options": (body(stream_options={}), "stream_options"),
     "files for none": (body(files={"a.csv": "1"}), "files"),
     "the team without a task": (message(role="assistant"), "messages"),
     "too long for any context": (message(content="x" * 90_000), "messages"),
@@ -87,7 +94,7 @@ async def test_every_one_is_refused_by_name(engine, serve, posted, stream):
         for name, (sent, param) in BODIES.items():
             if stream and isinstance(sent, str):
                 sent = sent.replace("{", '{"stream": true, ', 1)
-                if name == "stream options alone":
+                if name == "stream options":
                     continue
             status, told = await posted(server, sent)
             error = told["error"]
@@ -103,7 +110,7 @@ async def test_every_one_is_refused_by_name(engine, serve, posted, stream):
 async def test_a_large_body_is_not_read(engine, serve, posted):
     async with serve(engine) as server:
         try:
-            status, told = await posted(server, b"x" * 10_000_000)
+            status, told = await posted(server, io.BytesIO(b"x" * 10_000_000))
         except aiohttp.ClientConnectionError:  # closed while it was being sent
             status = 413
         assert status == 413
@@ -114,8 +121,6 @@ async def test_a_body_that_does_not_come_is_not_waited_for(engine, serve, posted
     async def drip():
         yield b"{"
         while True:
-            import asyncio
-
             await asyncio.sleep(0.05)
             yield b" "
 
