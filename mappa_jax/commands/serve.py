@@ -5,10 +5,10 @@
   MAPPA_SERVE_KEY=... python launch/serve.py --workdir=runs/quickstart --host=0.0.0.0
 
 Models are `team`, the whole workflow with its tools in the sandbox, and each agent
-alone. Routes: /v1/models, /v1/chat/completions (also streamed), /health; docs/serving.md
-says what is honoured. It listens on this machine only, unless --host says otherwise and
-MAPPA_SERVE_KEY holds a key that clients must show. Ctrl-C or SIGTERM: what is being
-answered is finished, within --grace_seconds.
+alone. Routes: /v1/models, /v1/chat/completions (also streamed), /health; what is
+honoured, docs/serving.md says. It listens on this machine only, unless --host says
+otherwise and MAPPA_SERVE_KEY holds a key that clients must show. Ctrl-C or SIGTERM: what
+is being answered is finished, within --grace_seconds.
 """
 
 from __future__ import annotations

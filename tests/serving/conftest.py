@@ -134,13 +134,14 @@ def make_served(tiny):
 
 @pytest.fixture(scope="session")
 def serve(make_served):
-    """(engine, tools and workflow of `make_served`, key, limits) -> a context with the
-    service, its address, OpenAI's client, and its `create`."""
+    """(engine, tools and workflow of `make_served`, or what is served; key, limits) ->
+    a context with the service, its address, OpenAI's client, and its `create`."""
 
     @contextlib.asynccontextmanager
     async def running(engine, tools=None, workflow="mathchat", key=None, **limits):
         service = Service(dataclasses.replace(LIMITS, **limits), key)
-        service.served = make_served(engine, tools, workflow)
+        whole = isinstance(engine, Served)
+        service.served = engine if whole else make_served(engine, tools, workflow)
         app = make_app(service)
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await runner.setup()
