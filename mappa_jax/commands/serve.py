@@ -7,8 +7,8 @@
 Models are `team`, the whole workflow with its tools in the sandbox, and each agent
 alone. Routes: /v1/models, /v1/chat/completions (also streamed), /health; what is
 honoured, docs/serving.md says. It listens on this machine only, unless --host says
-otherwise and MAPPA_SERVE_KEY holds a key that clients must show. Ctrl-C or SIGTERM: what
-is being answered is finished, within --grace_seconds.
+otherwise and MAPPA_SERVE_KEY holds a key that clients must show. Ctrl-C or SIGTERM:
+what is being answered is finished, within --grace_seconds.
 """
 
 from __future__ import annotations

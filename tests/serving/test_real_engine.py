@@ -61,18 +61,18 @@ async def ask(server, seed, stream=False):
 
 
 async def test_together_as_alone_and_with_fewer_calls(served, serve, monkeypatch):
-    """Streamed or not; 16 users, whose actions the device decodes together."""
+    """Streamed or not; 64 users, whose actions the device decodes together."""
     engine, calls = served.stage.engine, []
     advance = engine._advance
     monkeypatch.setattr(engine, "_advance", lambda p: calls.append(1) or advance(p))
-    async with serve(served, running=16, waiting=16) as server:
+    async with serve(served, running=32, waiting=32) as server:
         together = await asyncio.gather(
-            *(ask(server, seed, stream=seed % 4 < 2) for seed in range(16))
+            *(ask(server, seed, stream=seed % 4 < 2) for seed in range(64))
         )
         in_company = len(calls)
         calls.clear()
-        alone = [await ask(server, seed) for seed in range(16)]
-    assert together == alone and len(set(alone)) == 16
+        alone = [await ask(server, seed) for seed in range(64)]
+    assert together == alone and len(set(alone)) == 64
     assert in_company < 0.6 * len(calls)  # of four slots
 
 
