@@ -53,6 +53,11 @@ class Service:
             raise _unavailable("the sampler has failed; start again", "failed")
         return self.served
 
+    @property
+    def keyless(self) -> bool:
+        """Whether anyone on this machine may ask."""
+        return self._key is None
+
     def admits(self, http: web.Request) -> bool:
         """Whether the client has shown the key, in constant time."""
         if self._key is None:
@@ -234,7 +239,7 @@ def _errors(service: Service):
 def _check_host(service: Service, http: web.Request) -> None:
     """Without a key only names of this machine: else a page whose name is made to
     point here could read the answers."""
-    if service._key is not None:
+    if not service.keyless:
         return
     name = urlsplit(f"//{http.host}").hostname or ""
     if not is_loopback(name):

@@ -66,7 +66,6 @@ def test_it_answers_and_ends_when_told(server):
     [
         (["--host=0.0.0.0"], "MAPPA_SERVE_KEY"),
         (["--team=nowhere"], "and not both"),
-        (["--slots=0"], "slots"),
     ],
 )
 def test_what_cannot_be_is_refused(launch, trained, cache, flags, said):
