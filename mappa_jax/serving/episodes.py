@@ -15,7 +15,6 @@ import tempfile
 import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -31,6 +30,9 @@ from mappa_jax.workflows.datascience import SUBMISSION
 TEAM = "team"
 # Longer than this per token of context is refused before it is tokenised.
 CHARACTERS = 16
+# Below these, in float32, nothing is left to draw from.
+COLDEST = 1e-3  # temperatures below it are taken for 0, the likeliest token
+LEAST_MASS = 1e-4  # of top_p
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,12 +187,16 @@ def _task(request: ChatRequest, prompt: str, files: dict[str, str]) -> Task:
     return Task(id=name, prompt=prompt, source="served", files=files)
 
 
-def _seat(seat: Seat, request: ChatRequest, **more: Any) -> Seat:
+def _seat(seat: Seat, request: ChatRequest) -> Seat:
     """The seat with what a request says of every agent that works on it."""
-    config, given = seat.config, request.top_p
-    config = config if given is None else dataclasses.replace(config, top_p=given)
+    config = seat.config
+    if request.top_p is not None:
+        mass = max(request.top_p, LEAST_MASS)
+        config = dataclasses.replace(config, top_p=mass)
     heat = seat.temperature if request.temperature is None else request.temperature
-    return dataclasses.replace(seat, config=config, temperature=heat, **more)
+    if heat is not None and heat < COLDEST:
+        heat = 0.0
+    return dataclasses.replace(seat, config=config, temperature=heat)
 
 
 def _answering(seat: Seat, request: ChatRequest, watch: Watch) -> Seat:

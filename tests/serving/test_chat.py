@@ -150,6 +150,15 @@ async def test_settings_reach_the_sampler(engine, serve):
         assert engine.options[-1].temperature == 1.0
 
 
+async def test_numbers_too_small_for_the_device_are_its_smallest(engine, serve):
+    """A temperature that it would divide by, a mass that no token has."""
+    async with serve(engine) as server:
+        await server.create(
+            model="solver", messages=TASK, temperature=1e-300, top_p=1e-300
+        )
+    assert (engine.options[0].temperature, engine.options[0].top_p) == (0.0, 1e-4)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_stop_string_is_not_in_the_answer(make_engine, serve, stream):
     engine = make_engine(lambda *_: "one, two; three")
