@@ -47,8 +47,8 @@ REQUIRED = [
 
 # Of mappa_jax/commands, and in launch/ a script of the same name.
 COMMANDS = (
-    *("completion", "doctor", "evaluate", "judge_report", "plan", "rejudge"),
-    *("report", "sft", "sweep", "train", "weights"),
+    *("chat", "completion", "doctor", "evaluate", "export", "judge_report", "plan"),
+    *("rejudge", "report", "serve", "sft", "sweep", "train", "weights"),
 )
 
 setup(
@@ -66,7 +66,10 @@ setup(
     },
     python_requires=">=3.11",
     packages=find_packages(include=["mappa_jax", "mappa_jax.*"]),
-    package_data={"mappa_jax.judges": ["prompts/*.txt", "prices.json"]},
+    package_data={
+        "mappa_jax": ["cards/*.md"],
+        "mappa_jax.judges": ["prompts/*.txt", "prices.json"],
+    },
     install_requires=REQUIRED,
     extras_require={
         "tpu": [
@@ -90,6 +93,7 @@ setup(
             "mkdocs-material",
             "mkdocstrings[python]",
             "mlflow-skinny",
+            "openai",
             "pytest",
             "pytest-asyncio",
             "pytest-timeout",
@@ -102,5 +106,6 @@ setup(
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "golden": ["torch"],  # makes and checks the golden files of the models
+        "export": ["torch", "peft"],  # loads what launch/export.py writes; its tests
     },
 )

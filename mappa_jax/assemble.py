@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mappa_jax import per_agent
-from mappa_jax.config import Config, ConfigError, JudgeConfig
+from mappa_jax.config import AgentConfig, Config, ConfigError, JudgeConfig
 from mappa_jax.hosts import Hosts
 from mappa_jax.judges.local import SCORES, PromptTooLong, Scorer
-from mappa_jax.models import hf, kernels, policy, registry
+from mappa_jax.models import hf, kernels, peft, policy, registry
 from mappa_jax.models.config import ModelConfig, ModelError
 from mappa_jax.models.tokenizer import Tokenizer
 from mappa_jax.parallel import mesh as meshlib
@@ -209,15 +210,18 @@ def write_agents(
     models: Models,
     weights: tuple[Sequence[Any], Sequence[Any]],
     folder: Path,
+    form: Literal["merged", "peft"] = "merged",
 ) -> dict[str, Path]:
-    """Each agent's weights, adapters merged, with its tokenizer: folders that
-    `agents.NAME.model` takes, and `transformers`.
+    """Each agent's weights with its tokenizer and how it is sampled: adapters merged,
+    folders that `agents.NAME.model` takes, and `transformers`; or its adapter alone, as
+    `peft` has it.
 
     Args:
       config: of the run.
       models: of the team.
       weights: (trainable, frozen), each by group; of this process alone.
       folder: where; a folder of an agent that is there already is replaced.
+      form: "peft" is for mode="lora".
 
     Returns:
       By agent. With mode="shared" all have one, "team".
@@ -231,12 +235,39 @@ def write_agents(
                 continue
             part = folder / f"{name}.part"
             shutil.rmtree(part, ignore_errors=True)
-            params = policy.agent_params(group, trainable, frozen, place)
-            hf.save_params(params, group.cfg, part)
+            agent = config.agents[names[member]]
+            if form == "merged":
+                params = policy.agent_params(group, trainable, frozen, place)
+                hf.save_params(params, group.cfg, part)
+            else:
+                own = policy.agent_adapter(group, trainable, place)
+                alpha = group.lora.alpha
+                peft.save_adapter(own, group.cfg, part, alpha=alpha, base=agent.model)
             models.tokenizers[member].save(part)
+            generation = generation_config(agent, models.tokenizers[member])
+            path = part / "generation_config.json"
+            path.write_text(json.dumps(generation, indent=1) + "\n")
             shutil.rmtree(folder / name, ignore_errors=True)
             part.rename(folder / name)
     return written
+
+
+def generation_config(agent: AgentConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """How an agent is sampled, as generation_config.json says it.
+
+    Its stop strings are not there: with them `generate` would refuse to work without
+    being handed a tokenizer.
+    """
+    sampling = {
+        "do_sample": True,
+        "temperature": agent.temperature,
+        "top_k": agent.top_k,
+        "top_p": agent.top_p,
+        "max_new_tokens": agent.max_new_tokens,
+    }
+    if agent.min_new_tokens:
+        sampling["min_new_tokens"] = agent.min_new_tokens
+    return sampling | tokenizer.generation_ids()
 
 
 def updates_beside(config: Config, mesh: Mesh) -> bool:

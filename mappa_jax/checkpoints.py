@@ -60,6 +60,30 @@ class Checkpoints:
         """The last whole step, or None."""
         return self._manager.latest_step()
 
+    def choose(self, wanted: str) -> int:
+        """The step that `wanted` names: "" (the last), "best", or a number.
+
+        Raises:
+          CheckpointError: it is not kept; those that are, are named.
+        """
+        kept = sorted(self._manager.all_steps())
+        if wanted == "best" and not self._best:
+            raise CheckpointError(
+                "--step=best: the run kept no best one (checkpoint.best_metric); kept "
+                f"are {kept}"
+            )
+        if not kept:
+            raise CheckpointError(f"{self._folder}: no checkpoint yet; train first")
+        if wanted == "best":
+            return self._manager.best_step() or kept[-1]
+        step = kept[-1] if not wanted else int(wanted) if wanted.isdecimal() else None
+        if step not in kept:
+            raise CheckpointError(
+                f"--step={wanted}: not a step that is kept in {self._folder}; those "
+                f"are {kept}"
+            )
+        return step
+
     def save(
         self,
         step: int,

@@ -197,14 +197,31 @@ async def _episode(
     stage: Stage, address: Address, on_done: Callable[[], None], judging: Pending
 ) -> Trajectory:
     """One trajectory; its verdicts are added to `judging`."""
-    task = address.task
+    taken: list[Action] = []
 
     def on_action(index: int, action: Action) -> None:
+        before = tuple(taken)
+        taken.append(action)
         if stage.judge is not None:
-            before = tuple(team.actions[:index])
             asked = _judge(stage, address, index, action, before)
             judging.append(asyncio.create_task(asked))
 
+    trajectory = await play(stage, address, on_action)
+    on_done()
+    return trajectory
+
+
+async def play(
+    stage: Stage, address: Address, on_action: Callable[[int, Action], None]
+) -> Trajectory:
+    """The team on one task, without verdicts.
+
+    Args:
+      stage: the team and its world; its engine is running.
+      address: the task, and where its randomness comes from.
+      on_action: called with the index and the action when one is recorded.
+    """
+    task = address.task
     team = EpisodeTeam(stage.seats, stage.engine, address, on_action)
     failure, faulted = None, False
     try:
@@ -219,7 +236,6 @@ async def _episode(
     # an answer that it did not give.
     unblamed = failure is not None and (faulted or not team.actions)
     outcome = None if unblamed else await _outcome(stage, task, team.actions)
-    on_done()
     return Trajectory(
         task=task,
         step=-1 if address.evaluation else address.step,

@@ -152,3 +152,22 @@ def test_a_damaged_step_is_named_with_the_remedy(tmp_path):
         assert "remove that folder" in str(e.value)
         state, _ = checkpoints.restore(1, make_state(0.0))
     assert bits(state) == bits(make_state(0.5))
+
+
+def test_a_step_is_chosen(tmp_path):
+    with opened(tmp_path, keep=2, best_metric="eval/x") as checkpoints:
+        for step, value in ((1, 0.9), (2, 0.1), (3, 0.2)):
+            save(checkpoints, step, metrics={"eval/x": value})
+        chosen = {wanted: checkpoints.choose(wanted) for wanted in ("", "best", "2")}
+        assert chosen == {"": 3, "best": 1, "2": 2}
+        for wanted in ("4", "last", "-1"):
+            with pytest.raises(CheckpointError, match=r"those are \[1, 2, 3\]"):
+                checkpoints.choose(wanted)
+
+
+def test_a_step_is_not_made_up(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        with pytest.raises(CheckpointError, match="train first"):
+            checkpoints.choose("")
+        with pytest.raises(CheckpointError, match="kept no best one"):
+            checkpoints.choose("best")

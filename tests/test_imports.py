@@ -8,7 +8,8 @@ PACKAGE = ROOT / "mappa_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 HOST = (
     "types text workflows tools judges data tabular answers answer_process "
-    "answer_worker records statistics config metrics testing traces plugins loggers"
+    "answer_worker records statistics config metrics testing traces plugins loggers "
+    "team_file model_card"
 ).split()
 ARRAYS = "models sampling learning parallel plan".split()
 OUTSIDE = "workflows tools judges data tabular".split()

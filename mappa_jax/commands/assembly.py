@@ -13,7 +13,7 @@ from mappa_jax import assemble as parts
 from mappa_jax.answers import Grader
 from mappa_jax.checkpoints import Checkpoints
 from mappa_jax.commands import common
-from mappa_jax.config import Config, ConfigError, JudgeConfig
+from mappa_jax.config import Config, JudgeConfig
 from mappa_jax.data import load_data
 from mappa_jax.grading import AnyGrader
 from mappa_jax.hosts import Hosts, OneHost
@@ -157,18 +157,23 @@ async def open_judge(
 
 
 def restore(
-    config: Config, models: parts.Models, workdir: Workdir, weights: tuple[Any, Any]
+    config: Config,
+    models: parts.Models,
+    workdir: Workdir,
+    weights: tuple[Any, Any],
+    wanted: str = "",
 ) -> tuple[tuple[Any, Any], int]:
-    """The weights of the latest checkpoint, and its step.
+    """The weights of a checkpoint, and its step.
+
+    `wanted` is as for `Checkpoints.choose`, by default the latest.
 
     Raises:
-      ConfigError: the workdir has no checkpoint.
+      CheckpointError: the workdir has no such checkpoint.
     """
     trainable, frozen = weights
     checkpoints = Checkpoints(workdir.checkpoints, config.checkpoint)
     try:
-        if (step := checkpoints.latest()) is None:
-            raise ConfigError(f"{workdir.checkpoints}: no checkpoint yet; train first")
+        step = checkpoints.choose(wanted)
         like = init_state(trainable, models.team, config, models.mesh)
         state, _ = checkpoints.restore(step, like)
     finally:

@@ -252,7 +252,9 @@ def save_params(params: Any, cfg: ModelConfig, folder: Path) -> None:
 
     folder = Path(folder)
     save_tensors(tensors(), folder)
-    (folder / "config.json").write_text(json.dumps(to_hf(cfg), indent=1))
+    dtype = str(jax.tree.leaves(params)[0].dtype)
+    config = to_hf(cfg) | {"torch_dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
 
 
 def numpy_params(folder: Path) -> tuple[ModelConfig, Mapping[str, Any]]:

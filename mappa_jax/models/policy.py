@@ -350,9 +350,44 @@ def agent_params(policy: Policy, trainable: Any, frozen: Any, agent: int) -> Any
     layers = dict(frozen["layers"])
     for name, leaf in own.items():
         update = policy.scales()[agent] * jnp.einsum(
-            "lir,lro->lio", leaf["a"], leaf["b"]
+            "lir,lro->lio", leaf["a"], leaf["b"], precision="highest"
         )
         kernel = layers[name]["kernel"]
         merged = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
         layers[name] = {**layers[name], "kernel": merged}
     return {**frozen, "layers": layers}
+
+
+def agent_adapter(policy: Policy, trainable: Any, agent: int) -> Any:
+    """One agent's adapter (mode "lora") without the padding of its rank: by target, "a"
+    [L, in, R] and "b" [L, R, out], float32 NumPy.
+
+    `agent` is counted within the group.
+    """
+    rank = policy.ranks[agent]
+    return {
+        name: {
+            "a": np.asarray(leaf["a"][agent])[..., :rank],
+            "b": np.asarray(leaf["b"][agent])[:, :rank],
+        }
+        for name, leaf in trainable.items()
+    }
+
+
+def stack_adapters(policy: Policy, adapters: Sequence[Any], like: Any) -> Any:
+    """The trained tree of a group (mode "lora") with these adapters, the inverse of
+    `agent_adapter`: one for each member, placed like `like`.
+
+    Raises:
+      ValueError: an adapter has another shape.
+    """
+
+    def one(path: Any, place: Any) -> Any:
+        name, leaf = meshlib.path_name(path).rsplit("/", 1)
+        out = np.zeros(place.shape, place.dtype)
+        for i, (own, rank) in enumerate(zip(adapters, policy.ranks, strict=True)):
+            part = out[i, ..., :rank] if leaf == "a" else out[i, :, :rank]
+            part[...] = own[name][leaf]
+        return meshlib.place(out, place.sharding)
+
+    return jax.tree_util.tree_map_with_path(one, like)

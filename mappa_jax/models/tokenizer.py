@@ -106,6 +106,17 @@ class Tokenizer:
         tail = self._hf.decode([int(i) for i in prompt_ids[-8:]])
         return tail.rstrip().endswith("<think>")
 
+    def generation_ids(self) -> dict[str, Any]:
+        """What generation_config.json says of ids: those that end a turn are all of
+        `stop_ids`, and a tokenizer read again has them."""
+        pad = self._hf.pad_token_id
+        ids = {
+            "bos_token_id": self._hf.bos_token_id,
+            "eos_token_id": list(self.stop_ids),
+            "pad_token_id": self.stop_ids[0] if pad is None else pad,
+        }
+        return {name: value for name, value in ids.items() if value is not None}
+
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files beside exported weights."""
         self._hf.save_pretrained(str(folder))

@@ -51,7 +51,8 @@ class Options:
     """How one request is sampled.
 
     `stopped_at` is called with the new tokens so far and returns how many of them
-    to keep if a stop string has appeared, else None.
+    to keep if a stop string has appeared, else None. `on_tokens` is told the new tokens
+    so far after every chunk; it must neither wait nor raise.
     """
 
     temperature: float
@@ -61,6 +62,7 @@ class Options:
     max_new: int
     stop_ids: tuple[int, ...]
     stopped_at: Callable[[list[int]], int | None] | None = None
+    on_tokens: Callable[[list[int]], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -766,7 +768,8 @@ class Engine:
         *,
         last: bool = False,
     ) -> Sample:
-        """Samples one action.
+        """Samples one action. Cancelled, it gives its slot back after the chunk that is
+        under way.
 
         Args:
           agent: index into the team.
@@ -801,7 +804,8 @@ class Engine:
         future = asyncio.get_running_loop().create_future()
         number = next(self._numbers)
         self._mine[number] = (future, options)
-        plain = dataclasses.replace(options, stopped_at=None)  # others need not know
+        # Others need not know.
+        plain = dataclasses.replace(options, stopped_at=None, on_tokens=None)
         if conversation is not None and conversation.asking:
             raise RuntimeError(
                 "a conversation's turns come one after the other; await the last one"
@@ -933,6 +937,10 @@ class Engine:
         common, all but the first are its twins."""
         first: dict[tuple[Any, ...], int] = {}
         for part, waiting in enumerate(pool.waiting):
+            if self._hosts.count == 1:  # others would have to be told
+                asked = [row for row in waiting if not row.future.done()]
+                waiting.clear()
+                waiting.extend(asked)
             for slot in itertools.islice(pool.free(part), len(waiting)):
                 row = waiting.popleft()
                 pool.take(slot, row)
@@ -1009,14 +1017,17 @@ class Engine:
                 continue
             row.tokens += chunk.tokens[slot, :n].tolist()
             row.logprobs += chunk.logprobs[slot, :n].tolist()
-            if row.options.stopped_at:
+            given_up = row.future.done()  # its workflow was cancelled
+            if row.options.stopped_at and not given_up:
                 kept = row.options.stopped_at(row.tokens)
-            if kept is None and not done:
+            if row.options.on_tokens and not given_up:
+                row.options.on_tokens(row.tokens[:kept])
+            if kept is None and not (done or given_up):
                 continue
             if not done:  # nobody else can know
                 row.ended = True
                 self._message.ended.append((pool.group, pool.number, slot))
-            if not row.future.done():  # its workflow may have been cancelled
+            if not given_up:
                 row.future.set_result(_sample(row, kept))
 
     def load(self) -> Load:
@@ -1030,6 +1041,11 @@ class Engine:
                     if row is not None:
                         count[members[pool.group][row.agent]] += 1
         return Load(tuple(waiting.tolist()), tuple(sampling.tolist()), self._sampled)
+
+    @property
+    def error(self) -> Exception | None:
+        """What its driver has failed of, if it has: nothing is sampled any more."""
+        return self._error
 
     def take_stats(self) -> Stats:
         """The counts so far; starts new ones."""

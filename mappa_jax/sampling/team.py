@@ -18,7 +18,8 @@ from mappa_jax.types import Action, Message, Observation, Outcome, Task
 class Seat:
     """What is fixed about one agent over a run.
 
-    `temperature` replaces the config's when it is not None (evaluation).
+    `temperature` replaces the config's when it is not None (evaluation). `on_content`
+    is told what an action says so far, after every chunk of its tokens.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Seat:
     config: AgentConfig
     tokenizer: Tokenizer
     temperature: float | None = None
+    on_content: Callable[[str], None] | None = None
 
     def options(self) -> Options:
         config = self.config
@@ -150,7 +152,16 @@ class _Agent:
         self._turn += 1
         tokenizer = seat.tokenizer
         prompt = tokenizer.render(messages, thinking=seat.config.thinking)
+        opened = tokenizer.opens_thinking(prompt)
+
+        def content_of(tokens: Sequence[int]) -> str:
+            return text.strip_thinking(tokenizer.decode(tokens), opened=opened)
+
         options = seat.options()
+        if (told := seat.on_content) is not None:
+            options = dataclasses.replace(
+                options, on_tokens=lambda tokens: told(content_of(tokens))
+            )
         sample = await self._engine.generate(
             seat.index,
             prompt,
@@ -159,8 +170,6 @@ class _Agent:
             self._conversation,
             last=self._turn >= seat.config.max_turns,
         )
-        written = tokenizer.decode(sample.token_ids)
-        content = text.strip_thinking(written, opened=tokenizer.opens_thinking(prompt))
         return Action(
             agent=seat.name,
             turn=turn,
@@ -169,7 +178,7 @@ class _Agent:
             token_ids=sample.token_ids,
             logprobs=sample.logprobs,
             finish=sample.finish,
-            text=written,
-            content=content,
+            text=tokenizer.decode(sample.token_ids),
+            content=content_of(sample.token_ids),
             temperature=options.temperature,
         )

@@ -414,6 +414,44 @@ async def test_a_cancelled_request_frees_its_slot(served):
     assert_same(sample, (await served().ask([request()]))[0])
 
 
+async def test_a_cancelled_request_is_not_decoded_further(served, monkeypatch):
+    """Given up after its first chunk; what waits behind it is not begun at all."""
+    one, emitted, begun = served(), [], asyncio.Event()
+    harvest = one.engine._harvest
+
+    def spy(pool, chunk):
+        emitted.append(chunk.emitted)
+        harvest(pool, chunk)
+        begun.set()
+
+    monkeypatch.setattr(one.engine, "_harvest", spy)
+    async with one.running() as engine:
+        tasks = [
+            asyncio.create_task(engine.generate(*request(max_new=20)))
+            for _ in range(CONFIG.slots + 3)
+        ]
+        await begun.wait()
+        for task in tasks[1:]:
+            task.cancel()
+        await tasks[0]
+    total = np.sum(emitted, 0)
+    assert total[0] == 20 and len(emitted) == 5
+    assert 4 <= total[1:].min() and total[1:].max() <= 8
+
+
+async def test_what_is_sampled_can_be_watched(served):
+    """Chunk by chunk, and not beyond a stop string."""
+    seen = []
+    options = {"max_new": 20, "on_tokens": lambda tokens: seen.append([*tokens])}
+    (sample,) = await served().ask([request(**options)])
+    assert [len(tokens) for tokens in seen] == [4, 8, 12, 16, 20]
+    assert all(tokens == sample.token_ids[: len(tokens)].tolist() for tokens in seen)
+    seen.clear()
+    stopped_at = lambda tokens: 6 if len(tokens) >= 6 else None  # noqa: E731
+    await served().ask([request(**options, stopped_at=stopped_at)])
+    assert [len(tokens) for tokens in seen] == [4, 6]
+
+
 async def test_statistics_count_tokens_and_start_anew(served):
     one = served()
     one.engine.take_stats()
