@@ -9,7 +9,7 @@ from typing import Any
 
 from mappa_jax.config import Config
 from mappa_jax.team_file import config_digest
-from mappa_jax.workflows import WORKFLOWS
+from mappa_jax.workflows import find_workflow
 
 _MERGED = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -66,7 +66,7 @@ def make_card(
     from huggingface_hub import ModelCard, ModelCardData
 
     own = config.agents[agent]
-    roles = WORKFLOWS[config.workflow.name].roles
+    roles = find_workflow(config.workflow.name).roles
     usage = _PEFT if kind == "peft" else _MERGED
     more = ",\n    enable_thinking=True" if own.thinking else ""
     data = ModelCardData(

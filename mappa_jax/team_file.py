@@ -18,7 +18,7 @@ from typing import Any
 
 from mappa_jax import per_agent
 from mappa_jax.config import Config, ConfigError, resolve, to_dict
-from mappa_jax.workflows import WORKFLOWS
+from mappa_jax.workflows import find_workflow
 from mappa_jax.workflows.base import seated
 
 NAME = "team.json"
@@ -81,7 +81,7 @@ def describe(
       results: lines of evaluations.jsonl.
     """
     plain = to_dict(config)
-    workflow = seated(WORKFLOWS[config.workflow.name], config)
+    workflow = seated(find_workflow(config.workflow.name), config)
     ranks = per_agent.lora_ranks(config)
     agents = {}
     for (name, agent), rank in zip(plain["agents"].items(), ranks, strict=True):
