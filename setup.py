@@ -33,6 +33,7 @@ REQUIRED = [
     "optax",
     "orbax-checkpoint",
     "pandas",
+    "plotly",
     "pydantic",
     "pyseccomp; sys_platform == 'linux'",
     "reasoning-gym",
@@ -66,7 +67,10 @@ setup(
     },
     python_requires=">=3.11",
     packages=find_packages(include=["mappa_jax", "mappa_jax.*"]),
-    package_data={"mappa_jax.judges": ["prompts/*.txt", "prices.json"]},
+    package_data={
+        "mappa_jax.judges": ["prompts/*.txt", "prices.json"],
+        "mappa_jax.report": ["assets/*"],
+    },
     install_requires=REQUIRED,
     extras_require={
         "tpu": [
@@ -87,6 +91,7 @@ setup(
         "gcs": ["gcsfs"],  # workdirs and data on gs://
         "dev": [
             "hypothesis",
+            "playwright",
             "pytest",
             "pytest-asyncio",
             "pytest-timeout",

@@ -1,0 +1,47 @@
+// The verdict at the top, and what it rests on.
+
+const SIGNS = { better: "▲", worse: "▼", mixed: "◆", unclear: "≈", unknown: "?" };
+
+function overviewView(main) {
+  const { verdict, facts, notes } = store.overview;
+  main.replaceChildren(
+    el("div", { class: "stack" },
+      el("section", { class: `card verdict ${verdict.tone}`, "aria-labelledby": "headline" },
+        el("h1", { id: "headline", tabindex: "-1" },
+          el("span", { class: "sign", "aria-hidden": "true" }, SIGNS[verdict.tone]), el("span", {}, verdict.headline)),
+        el("ul", {}, verdict.sentences.map((text) => el("li", {}, text)))),
+      verdict.comparisons.length ? comparisonTable(verdict.comparisons) : null,
+      notes.map((text) => el("p", { class: "card small" }, text)),
+      el("dl", { class: "facts" }, facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
+      el("div", { class: "figures" }, evaluationPanels().map((panel) => figure(panel, true)))));
+  return { refresh: () => overviewView(main) };
+}
+
+function evaluationPanels() {
+  return store.overview.panels.filter((panel) => panel.id === "avg" || panel.id === "score");
+}
+
+function comparisonTable(rows) {
+  const heads = ["Data set", "Compared with", "Then", "Now", "Difference", "Problems", "Says"];
+  return el("section", { class: "card scrolls", "aria-label": "Comparisons", tabindex: "0" },
+    el("table", {},
+      el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col" }, head)))),
+      el("tbody", {}, rows.map(comparisonRow))));
+}
+
+function comparisonRow(row) {
+  const range = row.low === null ? "" : ` [${number(row.low, 2, true)}, ${number(row.high, 2, true)}]`;
+  const kind = { better: "good", worse: "bad", unclear: "warn" }[row.says];
+  return el("tr", {},
+    el("th", { scope: "row" }, row.source),
+    el("td", {}, row.other),
+    el("td", {}, interval(row.before)),
+    el("td", {}, interval(row.after)),
+    el("td", {}, number(row.difference, 2, true) + range, el("div", { class: "muted small" }, row.paired ? "same problems, paired" : "not paired")),
+    el("td", {}, row.problems),
+    el("td", {}, chip(`${SIGNS[row.says]} ${row.says}`, kind)));
+}
+
+function interval(found) {
+  return `${number(found.avg)} [${number(found.low)}, ${number(found.high)}]`;
+}
