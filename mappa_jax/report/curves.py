@@ -61,7 +61,9 @@ def panels(metrics: Rows, evaluations: Rows, agents: Sequence[str]) -> list[Any]
     """
     found = [
         *_evaluation(evaluations),
-        _panel("Learning", "success", "Success in training", "share", "", _team(metrics)),
+        _panel(
+            "Learning", "success", "Success in training", "share", "", _team(metrics)
+        ),
         *(
             _panel("Learning", name, *words, _of_agents(metrics, agents, name))
             for name, *words in PER_AGENT
@@ -72,7 +74,9 @@ def panels(metrics: Rows, evaluations: Rows, agents: Sequence[str]) -> list[Any]
         ),
         _panel("Time", "seconds", "Phases", "seconds", TIME_NOTE, _seconds(metrics)),
         *(
-            _panel("Judge", f"health_{name}", *words, "", _health(metrics, agents, name))
+            _panel(
+                "Judge", f"health_{name}", *words, "", _health(metrics, agents, name)
+            )
             for name, *words in HEALTH
         ),
         *(

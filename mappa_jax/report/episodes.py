@@ -57,7 +57,9 @@ def index_row(trajectory: Trajectory, credit: Mapping[str, Any] | None) -> Row:
     outcome = trajectory.outcome.score if trajectory.outcome else None
     told = credit["actions"] if credit else [{}] * len(trajectory.actions)
     advantages = [_number(one.get("advantage")) for one in told]
-    opinion = next((o for o in map(_opinion, reversed(verdicts)) if o is not None), None)
+    opinion = next(
+        (o for o in map(_opinion, reversed(verdicts)) if o is not None), None
+    )
     pushed = next((a for a in reversed(advantages) if a is not None), None)
     return Row(
         source=task.source,
@@ -92,9 +94,7 @@ def _score(verdict: Verdict | Missing) -> float | None:
 
 
 def _unlike(opinion: bool | None, outcome: float | None) -> bool | None:
-    return (
-        None if opinion is None or outcome is None else opinion != (outcome >= RIGHT)
-    )
+    return None if opinion is None or outcome is None else opinion != (outcome >= RIGHT)
 
 
 def _failed(observation: Observation | None) -> bool:

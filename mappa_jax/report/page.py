@@ -95,4 +95,6 @@ def _block(key: str, block: bytes) -> str:
     """Bytes in an element that no browser runs; base64 has nothing to escape."""
     text = base64.b64encode(block).decode()
     name = html.escape(key)
-    return f'<script type="application/octet-stream" data-block="{name}">{text}</script>\n'
+    return (
+        f'<script type="application/octet-stream" data-block="{name}">{text}</script>\n'
+    )

@@ -77,7 +77,9 @@ def judge_run(
     rows = {(row["label"], row["step"]): row["sources"] for row in evaluations}
     after = _after(rows)
     if after is None:
-        return _said("unknown", "Nothing can be said: no evaluation yet", [NO_EVALUATION])
+        return _said(
+            "unknown", "Nothing can be said: no evaluation yet", [NO_EVALUATION]
+        )
     compare = _Comparer(rows, problems, after, resamples, seed)
     before = _before(rows, after)
     found = [] if before is None else compare.with_(before, _when(before), "before")
@@ -155,9 +157,7 @@ class _Comparer:
     def with_(self, other: Key, words: str, role: str) -> list[Comparison]:
         mine, theirs = self.rows[self.after], self.rows[other]
         return [
-            self._one(source, other, words, role)
-            for source in mine
-            if source in theirs
+            self._one(source, other, words, role) for source in mine if source in theirs
         ]
 
     def _one(self, source: str, other: Key, words: str, role: str) -> Comparison:

@@ -43,17 +43,20 @@ function compareView(main, keys, found) {
   return { tokens: () => pressAll(".colour"), expand: () => toggleDetails() };
 }
 
-const SIDES = ["Left", "Right"];
+function sideNames([left, right]) {
+  return stepOf(left) < stepOf(right) ? ["Before", "After"] : ["Left", "Right"];
+}
 
 function sideHead(places, side, found) {
   const i = places[side];
+  const name = sideNames(places)[side];
   const change = (event) => {
     const other = Number(event.target.value);
     location.hash = side ? compareHash(places[0], other) : compareHash(other, places[1]);
   };
   const option = (one) => el("option", { value: one, selected: one === i }, `${setName(one)}, sample ${store.index.sample[one]}`);
-  return el("section", { class: "card head", "aria-label": SIDES[side] },
-    el("label", {}, el("span", { class: "muted small" }, SIDES[side]), el("select", { onchange: change }, sameTask(i).map(option))),
+  return el("section", { class: "card head", "aria-label": name },
+    el("label", {}, el("span", { class: "muted small" }, name), el("select", { onchange: change }, sameTask(i).map(option))),
     el("div", { class: "chips" }, outcomeChip(outcomeOf(i)), flagChips(i)),
     found.failure ? el("p", { class: "prose small" }, `ended early: ${found.failure}`) : null,
     found.outcome?.answer ? el("p", { class: "small prose" }, "Answer: ", found.outcome.answer) : null);
@@ -61,10 +64,11 @@ function sideHead(places, side, found) {
 
 function pairs(places, found, keys) {
   const count = Math.max(...found.map(({ actions }) => actions.length));
+  const names = sideNames(places);
   const card = (side, at) => {
     const action = found[side].actions[at];
     const body = action ? actionCard(action, at, keys[side], isEvaluation(places[side])) : el("p", { class: "card muted" }, "No such action");
-    return el("div", {}, el("div", { class: "side-name" }, `${SIDES[side]}: ${setName(places[side])}`), body);
+    return el("div", {}, el("div", { class: "side-name" }, `${names[side]}: ${setName(places[side])}`), body);
   };
   return [...Array(count).keys()].map((at) => el("div", { class: "pair" }, card(0, at), card(1, at)));
 }

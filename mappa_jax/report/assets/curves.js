@@ -129,6 +129,11 @@ function trace(panel, one, i) {
   };
 }
 
+// Zero throughout: Plotly would draw an axis to −1.
+function flat(panel) {
+  return panel.series.every(({ y }) => y.every((value) => !value));
+}
+
 function layout(panel) {
   const line = { gridcolor: css("--border"), zerolinecolor: css("--border"), linecolor: css("--strong") };
   const fixedrange = !matchMedia("(pointer: fine)").matches; // a finger scrolls
@@ -139,7 +144,7 @@ function layout(panel) {
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: css("--text"), size: 12, family: getComputedStyle(document.body).fontFamily },
     xaxis: { ...line, title: { text: "iteration", standoff: 6 }, fixedrange, rangemode: "tozero", tickformat: ",d" },
-    yaxis: { ...line, fixedrange, automargin: true, ...(share ? { range: [-0.03, 1.03] } : {}), ...(panel.id === "score" ? { range: [-0.3, 10.3] } : {}) },
+    yaxis: { ...line, fixedrange, automargin: true, ...(flat(panel) ? { range: [-0.05, 1] } : {}), ...(share ? { range: [-0.03, 1.03] } : {}), ...(panel.id === "score" ? { range: [-0.3, 10.3] } : {}) },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
     showlegend: true,
     hovermode: "x unified",

@@ -11,7 +11,7 @@ function episodesView(main) {
       filterPanel(() => changedFilters(list, count)),
       el("section", { "aria-label": "Episodes" },
         el("div", { class: "bar" }, count, el("span", { class: "spring" }),
-          el("span", { class: "muted small" }, el("kbd", {}, "j"), " ", el("kbd", {}, "k"), " move, ", el("kbd", {}, "Enter"), " opens")),
+          el("span", { class: "muted small hint" }, el("kbd", {}, "j"), " ", el("kbd", {}, "k"), " move, ", el("kbd", {}, "Enter"), " opens")),
         list)));
   list.addEventListener("scroll", () => drawRows(list), { passive: true });
   list.addEventListener("keydown", (event) => listKey(list, event));
@@ -92,7 +92,7 @@ function outcomeChip(outcome) {
   return outcome === "right" ? chip("✓ right", "good") : chip("✗ wrong", "bad");
 }
 
-const MARKS = { judge: "J≠O", credit: "C≠O", missing: "no verdict", tools: "tool error", failed: "ended early" };
+const MARKS = { judge: "judge ≠", credit: "credit ≠", missing: "no verdict", tools: "tool error", failed: "ended early" };
 
 function flagChips(i) {
   return Object.keys(MARKS).filter((name) => store.index[name][i] > 0).map((name) => chip(MARKS[name], "warn", FLAGS[name]));

@@ -30,18 +30,22 @@ function comparisonTable(rows) {
 }
 
 function comparisonRow(row) {
-  const range = row.low === null ? "" : ` [${number(row.low, 2, true)}, ${number(row.high, 2, true)}]`;
+  const range = row.low === null ? "" : ` [${signed(row.low)}, ${signed(row.high)}]`;
   const kind = { better: "good", worse: "bad", unclear: "warn" }[row.says];
   return el("tr", {},
     el("th", { scope: "row" }, row.source),
     el("td", {}, row.other),
     el("td", {}, interval(row.before)),
     el("td", {}, interval(row.after)),
-    el("td", {}, number(row.difference, 2, true) + range, el("div", { class: "muted small" }, row.paired ? "same problems, paired" : "not paired")),
+    el("td", {}, signed(row.difference) + range, el("div", { class: "muted small" }, row.paired ? "same problems, paired" : "not paired")),
     el("td", {}, row.problems),
     el("td", {}, chip(`${SIGNS[row.says]} ${row.says}`, kind)));
 }
 
+function signed(value) {
+  return (value > 0 ? "+" : "") + value.toFixed(2).replace("-", "−");
+}
+
 function interval(found) {
-  return `${number(found.avg)} [${number(found.low)}, ${number(found.high)}]`;
+  return `${found.avg.toFixed(2)} [${found.low.toFixed(2)}, ${found.high.toFixed(2)}]`;
 }

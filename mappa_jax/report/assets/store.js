@@ -86,7 +86,8 @@ async function loadEpisode(i) {
 
 function setName(i) {
   const { set, step } = store.index.files[store.index.file[i]];
-  return set === "training" ? `iteration ${step}` : `${set}, after ${step}`;
+  if (set === "training") return `iteration ${step}`;
+  return set === "team" ? `evaluation, ${step}` : `${set}, ${step}`;
 }
 
 function taskName(i) {
