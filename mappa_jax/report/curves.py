@@ -47,7 +47,7 @@ HEALTH = (
 
 
 def panels(metrics: Rows, evaluations: Rows, agents: Sequence[str]) -> list[Any]:
-    """The panels, in the order in which they are shown; those without data are left out.
+    """The panels in the order in which they are shown; those without data are left out.
 
     Args:
       metrics: lines of metrics.jsonl.

@@ -24,7 +24,7 @@ SHAPE = batches.Shape(
 
 @pytest.fixture
 def trajectories(make_action, make_trajectory):
-    """Of "a": two that count, one without a verdict, one cut, one faulty; of "b" one."""
+    """Of "a": two that count, one unjudged, one cut, one faulty; of "b" one."""
     long = make_action("a", 0, prompt=5, new=3, seed=1)
     short = make_action("a", 1, prompt=4, new=2, seed=2)
     cut = make_action("a", 0, new=4, seed=3, finish="length")

@@ -24,7 +24,7 @@ def spell(agent, ids):
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """The folder of a made-up run."""
-    return write_run(tmp_path_factory.mktemp("made") / "<b>run</b>")
+    return write_run(tmp_path_factory.mktemp("made") / "<b>run")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Workdirs as a run leaves them, without the run: three agents, tools, verdicts, credit.
+"""Workdirs as a run leaves them: three agents, tools, verdicts, credit.
 
 Everything that an agent, a task or a judge may have written holds an attack on a reader
 of the page; `PWNED` is what one that succeeds would set.

@@ -116,8 +116,9 @@ function listKey(list, event) {
 
 function moveSelection(list, by) {
   if (!shown.length) return;
-  const at = shown.indexOf(selected === null ? -1 : episodeOf(selected));
-  const next = at < 0 ? (by > 0 ? 0 : shown.length - 1) : Math.min(shown.length - 1, Math.max(0, at + by));
+  let at = shown.indexOf(selected === null ? -1 : episodeOf(selected));
+  if (at < 0 && by < 0) at = shown.length;
+  const next = Math.min(shown.length - 1, Math.max(0, at + by));
   selected = keyOf(shown[next]);
   showSelected(list);
   list.focus({ preventScroll: true });
