@@ -8,7 +8,7 @@ PACKAGE = ROOT / "mappa_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 HOST = (
     "types text workflows tools judges data tabular answers answer_process "
-    "answer_worker records statistics config metrics testing traces"
+    "answer_worker records statistics config metrics testing traces report versions"
 ).split()
 ARRAYS = "models sampling learning parallel plan".split()
 OUTSIDE = "workflows tools judges data tabular".split()

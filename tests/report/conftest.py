@@ -1,15 +1,25 @@
 """Made-up runs, their reports, and a browser to read them in."""
 
+import dataclasses
+import gzip
 import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from made_runs import AGENTS, write_many, write_run
+from made_runs import write_run
 
-from mappa_jax.report.build import Builder
+from mappa_jax.report.build import (
+    Builder,
+    Report,
+    index,
+    overview,
+    packed,
+    read_digest,
+)
 from mappa_jax.report.page import write_report
+from mappa_jax.report.workdir import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("MAPPA_CHROMIUM") or shutil.which("chromium")
@@ -37,17 +47,30 @@ def page(made, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory):
-    """A report of 10,000 trajectories."""
-    folder = write_many(tmp_path_factory.mktemp("many") / "run", files=25, each=400)
+    """A report of 10,000 trajectories: 400, read once, stand for 25 iterations."""
+    folder = write_run(
+        tmp_path_factory.mktemp("many") / "run",
+        **dict(steps=1, tasks=200, attack=False, filler=20),
+    )
+    run = read_run(folder)
+    file = run.files[0]
+    files = tuple(
+        dataclasses.replace(file, key=f"step_{step:06d}", step=step)
+        for step in range(1, 26)
+    )
+    run = dataclasses.replace(run, files=files)
+    digest = read_digest(file, spell)
+    digests = {one.key: digest for one in files}
+    blocks = packed(overview(run, digests, "")), packed(index(run, digests))
     out = folder / "report.html"
-    write_report(Builder(folder, spell).build(), "many", out)
+    write_report(Report((), *blocks, digests), "many", out)
     return out
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
     """Debian's browser. Where it must be there (MAPPA_REQUIRE_BROWSER), its lack is a
-    failure."""
+    failure. Of a module, since Playwright runs a loop in which no other can."""
     if CHROMIUM is None:
         why = "no chromium on this machine: apt-get install chromium"
         if os.environ.get("MAPPA_REQUIRE_BROWSER"):
@@ -113,14 +136,7 @@ def keep():
     return shoot
 
 
-@pytest.fixture(scope="session")
-def agents():
-    return AGENTS
-
-
 @pytest.fixture
 def read_json():
     """(block) -> what it holds."""
-    import gzip
-
     return lambda block: json.loads(gzip.decompress(block))

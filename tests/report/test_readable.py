@@ -27,7 +27,8 @@ FAINT = """() => {
     const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data;
     return [r, g, b, a / 255];
   };
-  const over = (top, under) => top.slice(0, 3).map((c, i) => c * top[3] + under[i] * (1 - top[3]));
+  const over = (top, under) =>
+    top.slice(0, 3).map((c, i) => c * top[3] + under[i] * (1 - top[3]));
   const behind = (node) => {
     if (!node) return [255, 255, 255];
     const own = rgba(getComputedStyle(node).backgroundColor);
@@ -47,10 +48,11 @@ FAINT = """() => {
     if (hidden) continue;
     const style = getComputedStyle(node);
     const back = behind(node);
-    const [one, two] = [light(over(rgba(style.color), back)), light(back)].sort((a, b) => b - a);
+    const both = [light(over(rgba(style.color), back)), light(back)];
+    const [one, two] = both.sort((a, b) => b - a);
     const ratio = (one + 0.05) / (two + 0.05);
     if (ratio < (parseFloat(style.fontSize) >= 24 ? 3 : 4.5))
-      found.push(`${ratio.toFixed(2)}: ${text.data.trim().slice(0, 40)} (${node.className})`);
+      found.push(`${ratio.toFixed(2)}: ${text.data.trim()} (${node.className})`);
   }
   return found;
 }"""
@@ -96,9 +98,9 @@ def test_focus_goes_through_everything_and_is_seen(reader, page, name):
             " return [n.id || n.name || n.textContent, parseFloat(s.outlineWidth),"
             " s.outlineStyle]; }"
         )
-        if where in seen[:1] or tab.evaluate(
-            "document.activeElement === document.body"
-        ):
+        if tab.evaluate("document.activeElement === document.body"):
+            continue  # round once: a view begins at its heading
+        if where in seen[:1]:
             break
         seen.append(where)
         assert width >= 2 and style != "none", where
@@ -130,13 +132,13 @@ def test_ten_thousand_trajectories_open_in_three_seconds(reader, large):
         probes.append(tab.evaluate(CALIBRATE))
     slower = min(max(min(probes) / PROBE, 1.0), SLOWEST)
     print(f"open after {min(taken):.2f} s, machine slower by {slower:.2f}")
-    assert "10,0" in tab.inner_text("#count")
+    assert tab.inner_text("#count") == "10,000 episodes"
     assert min(taken) < SECONDS * slower
     tab.focus("#list")
     tab.keyboard.press("End")
     tab.keyboard.press("Enter")
     tab.wait_for_selector(".action")
-    assert "step_000025" in fragment(tab) or "eval" in fragment(tab)
+    assert fragment(tab) == "#/e/step_000025%3A399"
     tab.goto(large.as_uri() + "#/episodes?low=9&agent=verifier&order=score")
     tab.wait_for_function(
         "() => document.querySelector('#count')?.textContent.includes('of')"

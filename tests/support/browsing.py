@@ -28,6 +28,10 @@ def each_view(tab):
     for name, where in VIEWS.items():
         tab.evaluate(f"location.hash = {where!r}")
         tab.wait_for_selector(MARKS[name])
+        if name == "overview":  # the others are longer than a look
+            tab.locator(".plot").last.scroll_into_view_if_needed()
+            tab.locator(".plot").last.locator(".main-svg").first.wait_for()
+            tab.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
         settle(tab)
         yield name
 

@@ -6,7 +6,6 @@ of the page; `PWNED` is what one that succeeds would set.
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -260,14 +259,4 @@ def write_run(
         config["note"] = ATTACK
     (folder / "config.json").write_text(json.dumps(config))
     versions.note_start(folder, 0, ATTACK if attack else "cpu", 1, 1)
-    return folder
-
-
-def write_many(folder: Path, files: int, each: int) -> Path:
-    """A run of `files` iterations of `each` trajectories: one of them, copied."""
-    write_run(folder, steps=1, tasks=each // 2, attack=False, filler=20)
-    for step in range(2, files + 1):
-        for of in (records.training_path, records.credit_path):
-            shutil.copy(of(folder, 1), of(folder, step))
-    write_lines(folder / "metrics.jsonl", map(make_metrics, range(1, files + 1)))
     return folder

@@ -129,6 +129,14 @@ function trace(panel, one, i) {
   };
 }
 
+// From the first to the last iteration, with room for markers and intervals.
+function steps(panel) {
+  const all = panel.series.flatMap(({ x }) => x);
+  const [first, last] = [Math.min(...all), Math.max(...all)];
+  const room = Math.max(0.5, (last - first) * 0.04);
+  return [first - room, last + room];
+}
+
 // Zero throughout: Plotly would draw an axis to −1.
 function flat(panel) {
   return panel.series.every(({ y }) => y.every((value) => !value));
@@ -143,7 +151,7 @@ function layout(panel) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: css("--text"), size: 12, family: getComputedStyle(document.body).fontFamily },
-    xaxis: { ...line, title: { text: "iteration", standoff: 6 }, fixedrange, rangemode: "tozero", tickformat: ",d" },
+    xaxis: { ...line, title: { text: "iteration", standoff: 6 }, fixedrange, range: steps(panel), tickformat: ",d" },
     yaxis: { ...line, fixedrange, automargin: true, ...(flat(panel) ? { range: [-0.05, 1] } : {}), ...(share ? { range: [-0.03, 1.03] } : {}), ...(panel.id === "score" ? { range: [-0.3, 10.3] } : {}) },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
     showlegend: true,

@@ -23,8 +23,8 @@ function evaluationPanels() {
 
 function comparisonTable(rows) {
   const heads = ["Data set", "Compared with", "Then", "Now", "Difference", "Problems", "Says"];
-  return el("section", { class: "card scrolls", "aria-label": "Comparisons", tabindex: "0" },
-    el("table", {},
+  return el("section", { class: "card", "aria-label": "Comparisons" },
+    el("table", { class: "comparisons" },
       el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col" }, head)))),
       el("tbody", {}, rows.map(comparisonRow))));
 }
@@ -34,12 +34,12 @@ function comparisonRow(row) {
   const kind = { better: "good", worse: "bad", unclear: "warn" }[row.says];
   return el("tr", {},
     el("th", { scope: "row" }, row.source),
-    el("td", {}, row.other),
-    el("td", {}, interval(row.before)),
-    el("td", {}, interval(row.after)),
-    el("td", {}, signed(row.difference) + range, el("div", { class: "muted small" }, row.paired ? "same problems, paired" : "not paired")),
-    el("td", {}, row.problems),
-    el("td", {}, chip(`${SIGNS[row.says]} ${row.says}`, kind)));
+    el("td", { "data-label": "compared with" }, row.other),
+    el("td", { "data-label": "then" }, interval(row.before)),
+    el("td", { "data-label": "now" }, interval(row.after)),
+    el("td", { "data-label": "difference" }, signed(row.difference) + range, el("div", { class: "muted small" }, row.paired ? "same problems, paired" : "not paired")),
+    el("td", { "data-label": "problems" }, row.problems),
+    el("td", { "data-label": "says" }, chip(`${SIGNS[row.says]} ${row.says}`, kind)));
 }
 
 function signed(value) {

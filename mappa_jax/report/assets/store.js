@@ -87,7 +87,7 @@ async function loadEpisode(i) {
 function setName(i) {
   const { set, step } = store.index.files[store.index.file[i]];
   if (set === "training") return `iteration ${step}`;
-  return set === "team" ? `evaluation, ${step}` : `${set}, ${step}`;
+  return set === "team" ? `evaluation, step ${step}` : `${set}, step ${step}`;
 }
 
 function taskName(i) {
