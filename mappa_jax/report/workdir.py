@@ -68,7 +68,7 @@ def read_run(folder: Path) -> RunFiles:
     """
     metrics = read_rows(folder / "metrics.jsonl", ("step",))
     evaluations = read_rows(folder / "evaluations.jsonl", ("step", "label", "sources"))
-    found = record_files(folder)
+    found = record_files(folder, evaluations)
     if not (metrics or evaluations or found):
         raise ConfigError(
             f"{folder}: metrics.jsonl, evaluations.jsonl and trajectories are missing: "
@@ -122,22 +122,27 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise RecordError(f"{path}: not JSON ({e})") from e
 
 
-def record_files(folder: Path) -> list[RecordFile]:
+def record_files(folder: Path, evaluations: list[dict[str, Any]]) -> list[RecordFile]:
     """The files of trajectories, training first, each in the order of the steps."""
+    known = {(row["label"], row["step"]) for row in evaluations}
     found = []
     for path in (folder / "trajectories").glob("*.jsonl"):
         match = _NAME.fullmatch(path.stem)
         if match:
             kind, step, name = match.groups()
-            label = TRAINING if kind == "step" else _label(name or "")
+            label = TRAINING
+            if kind == "eval":
+                label = _label(name or "", int(step), known)
             found.append(RecordFile(path, path.stem, label, int(step)))
     return sorted(found, key=lambda f: (f.set != TRAINING, f.step, f.key))
 
 
-def _label(name: str) -> str:
-    """The label in the name of an evaluation's file, "single_chain_sum"."""
+def _label(name: str, step: int, known: set[tuple[str, int]]) -> str:
+    """The label in the name of an evaluation's file, "single_chain_sum"; a data set
+    may be called "single_digits"."""
     first = name.partition("_")[0]
-    return first if first in CONTROLS and name != first else TEAM
+    control = first in CONTROLS and name != first
+    return first if control and (not known or (first, step) in known) else TEAM
 
 
 def _stands(

@@ -39,6 +39,12 @@ def test_files_are_told_apart_by_their_names(run):
     ]
 
 
+def test_a_data_set_may_be_called_like_a_control(run):
+    path = run / "trajectories" / "eval_000003_sums.jsonl"
+    path.rename(path.with_name("eval_000003_single_digits.jsonl"))
+    assert names(read_run(run))[-1] == ("team", 3)
+
+
 def test_a_line_that_is_being_written_is_left_out(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "agen')
