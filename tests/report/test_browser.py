@@ -64,7 +64,9 @@ def test_curves_are_drawn_when_they_come_into_sight(reader, page):
     last.scroll_into_view_if_needed()
     last.locator(".main-svg").first.wait_for()
     assert "solver" in tab.locator("figure[data-panel=score] .legend").text_content()
+    tab.click("figure[data-panel=score] summary")
     rows = tab.locator("figure[data-panel=score] tbody tr")
+    rows.nth(3).wait_for()
     assert rows.count() == 4
     assert "3.4" in rows.first.text_content()
 

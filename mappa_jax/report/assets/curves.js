@@ -30,10 +30,15 @@ function refreshCurves(main) {
 function updateFigure(node, panel) {
   if (!panel) return;
   const plot = node.querySelector(".plot");
-  node.querySelector("details .scrolls").replaceChildren(numbersTable(panel));
+  plot.panel = panel;
+  fillNumbers(node.querySelector("details"), plot);
   plot.setAttribute("aria-label", inWords(panel));
   if (drawn.has(plot)) draw(plot, panel);
-  else plot.panel = panel;
+}
+
+// The table is made when it is opened: a long run has many rows.
+function fillNumbers(details, plot) {
+  if (details.open) details.querySelector(".scrolls").replaceChildren(numbersTable(plot.panel));
 }
 
 function figure(panel, wide = false) {
@@ -43,8 +48,8 @@ function figure(panel, wide = false) {
   return el("figure", { class: `card figure ${wide ? "wide" : ""}`, "data-panel": panel.id },
     el("figcaption", {}, el("h3", {}, panel.title), el("span", { class: "muted small" }, [panel.unit, panel.note].filter(Boolean).join(". "))),
     plot,
-    el("details", {}, el("summary", {}, "Numbers", el("span", { class: "unseen" }, ` of ${panel.title}`)),
-      el("div", { class: "scrolls", tabindex: "0", role: "group", "aria-label": `Numbers of ${panel.title}` }, numbersTable(panel))));
+    el("details", { ontoggle: (event) => fillNumbers(event.target, plot) }, el("summary", {}, "Numbers", el("span", { class: "unseen" }, ` of ${panel.title}`)),
+      el("div", { class: "scrolls", tabindex: "0", role: "group", "aria-label": `Numbers of ${panel.title}` })));
 }
 
 function inWords(panel) {
