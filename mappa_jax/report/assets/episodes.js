@@ -70,7 +70,7 @@ function episodeRow(i, at, height) {
       "aria-selected": String(key === selected), "aria-posinset": at + 1, "aria-setsize": shown.length,
     },
     el("span", { class: "what cut muted" }, setName(i)),
-    el("span", { class: "task cut", title: taskName(i) }, taskName(i), el("span", { class: "muted" }, ` #${store.index.sample[i]}`)),
+    el("span", { class: "task", title: taskName(i) }, el("span", { class: "cut" }, shortTask(i)), el("span", { class: "muted" }, `#${store.index.sample[i]}`)),
     el("span", { class: "scores" }, scoresOf(i)),
     el("span", { class: "outcome" }, outcomeChip(outcomeOf(i))),
     el("span", { class: "flags" }, flagChips(i)));

@@ -5,6 +5,7 @@ const store = {
   overview: null,
   index: null,
   chunks: new Map(),
+  prefix: "", // of all tasks: the data set, where there is but one
   starts: [], // of each file: the number of its first episode
   firsts: null, // of each episode: the number of its first action
 };
@@ -56,6 +57,7 @@ async function readLibrary() {
 async function readAll() {
   const [overview, index] = await Promise.all([readJson("overview"), readJson("index")]);
   Object.assign(store, { overview, index, chunks: new Map() });
+  store.prefix = commonPrefix(index.tasks);
   let start = 0;
   store.starts = index.files.map((file) => (start += file.episodes) - file.episodes);
   store.firsts = new Uint32Array(index.file.length + 1);
@@ -88,6 +90,16 @@ function setName(i) {
   const { set, step } = store.index.files[store.index.file[i]];
   if (set === "training") return `iteration ${step}`;
   return set === "team" ? `evaluation, step ${step}` : `${set}, step ${step}`;
+}
+
+// Without the data set, where there is but one.
+function shortTask(i) {
+  return taskName(i).slice(store.prefix.length);
+}
+
+function commonPrefix(tasks) {
+  const prefix = (tasks[0] ?? "").split("/")[0] + "/";
+  return tasks.every((name) => name.startsWith(prefix)) ? prefix : "";
 }
 
 function taskName(i) {
