@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from made_runs import credit_of, make_task, make_trajectory
 
 from mappa_jax.report.build import no_pieces
-from mappa_jax.report.episodes import columns, episode, index_row, split_thinking
+from mappa_jax.report.episodes import episode, split_thinking
+from mappa_jax.report.index import columns, index_row
 from mappa_jax.text import strip_thinking
 from mappa_jax.types import Missing, MissingReason, Outcome, Verdict
 
