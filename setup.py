@@ -33,6 +33,7 @@ REQUIRED = [
     "optax",
     "orbax-checkpoint",
     "pandas",
+    "plotly",
     "pydantic",
     "pyseccomp; sys_platform == 'linux'",
     "reasoning-gym",
@@ -69,6 +70,7 @@ setup(
     package_data={
         "mappa_jax": ["cards/*.md"],
         "mappa_jax.judges": ["prompts/*.txt", "prices.json"],
+        "mappa_jax.report": ["assets/*"],
     },
     install_requires=REQUIRED,
     extras_require={
@@ -94,6 +96,7 @@ setup(
             "mkdocstrings[python]",
             "mlflow-skinny",
             "openai",
+            "playwright",
             "pytest",
             "pytest-asyncio",
             "pytest-timeout",

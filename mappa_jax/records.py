@@ -48,17 +48,27 @@ def evaluation_path(
     return pathlib.Path(workdir) / "trajectories" / f"eval_{step:06d}_{name}.jsonl"
 
 
+def credit_path(workdir: str | os.PathLike[str], step: int) -> pathlib.Path:
+    """Where the credit of a training iteration lies (learning/recorded.py)."""
+    return pathlib.Path(workdir) / "trajectories" / f"credit_{step:06d}.jsonl"
+
+
 def write_trajectories(path: pathlib.Path, trajectories: Iterable[Trajectory]) -> None:
     """Writes them all, or nothing: to a temporary file that is then renamed.
 
     Raises:
       TypeError: a task's metadata are not JSON-serialisable.
     """
+    write_rows(path, map(encode, trajectories))
+
+
+def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON values, one a line, all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        for trajectory in trajectories:
-            file.write(json.dumps(encode(trajectory), allow_nan=False) + "\n")
+        for row in rows:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -114,7 +124,7 @@ def _encode_action(action: Action) -> dict[str, Any]:
         "messages": [_fields(message) for message in action.messages],
         "prompt_ids": action.prompt_ids.tolist(),
         "token_ids": action.token_ids.tolist(),
-        "logprobs": [_plain(value) for value in action.logprobs.tolist()],
+        "logprobs": [plain(value) for value in action.logprobs.tolist()],
         "observation": _optional(_fields, action.observation),
         "outcome": _optional(_fields, action.outcome),
     }
@@ -163,7 +173,7 @@ def _fields(record: Any) -> dict[str, Any]:
     return {k: dict(v) if isinstance(v, Mapping) else v for k, v in fields.items()}
 
 
-def _plain(value: float) -> float | str:
+def plain(value: float) -> float | str:
     """JSON has no NaN: "nan", "inf" and "-inf" stand for what is not finite."""
     return value if math.isfinite(value) else str(value)
 

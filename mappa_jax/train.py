@@ -5,7 +5,7 @@ One iteration, in the order of the code below:
 1. the data stream gives the step's tasks;
 2. the team works on them, each action being judged as soon as it exists;
 3. the trajectories with their verdicts are written down, whole;
-4. they are packed into arrays, and scores become advantages;
+4. they are packed into arrays, and scores become advantages, which are written down;
 5. one compiled update per mini-batch trains every agent on its own actions;
 6. numbers are written, the state is saved, held-out problems are tried.
 
@@ -42,6 +42,7 @@ from mappa_jax.judges.controls import controlled
 from mappa_jax.judges.registry import asks_a_model, is_free
 from mappa_jax.learning import batch as batches
 from mappa_jax.learning.batch import Packed
+from mappa_jax.learning.recorded import credit_rows
 from mappa_jax.learning.update import Learner, TeamState
 from mappa_jax.loggers import shown
 from mappa_jax.metrics import MetricWriter, flatten, truncate_from
@@ -343,6 +344,7 @@ async def _learn(
     if run.writes:
         with span("train", "write"):
             path = records.training_path(run.workdir, step)
+            records.credit_path(run.workdir, step).unlink(missing_ok=True)
             records.write_trajectories(path, trajectories)
     run.stage.judge.sync()
     _check_missing(config, rolled)
@@ -361,7 +363,12 @@ async def _learn(
                     debias=config.judge.debias,
                     rng=np.random.default_rng((config.seed, step)),
                 )
-            return run.learner.assign_credit(state, run.frozen, packed)
+            packed = run.learner.assign_credit(state, run.frozen, packed)
+        if run.writes:
+            with span("train", "write"):
+                rows = credit_rows(trajectories, packed, run.learner)
+                records.write_rows(records.credit_path(run.workdir, step), rows)
+        return packed
 
     def update(packed: Packed) -> tuple[TeamState, dict[str, np.ndarray]]:
         with _timed(seconds, "update"):

@@ -185,6 +185,7 @@ def test_a_run_leaves_what_is_documented(whole):
     }
     names = sorted(p.name for p in (whole.workdir / "trajectories").iterdir())
     assert names == [
+        *(f"credit_{step:06d}.jsonl" for step in range(1, STEPS + 1)),
         "eval_000002_chain_sum.jsonl",
         "eval_000004_chain_sum.jsonl",
         *(f"step_{step:06d}.jsonl" for step in range(1, STEPS + 1)),
@@ -220,6 +221,33 @@ def test_metrics_tell_what_the_trajectories_hold(whole):
         assert row["tokens/new"] == sum(
             len(a.token_ids) for t in trajectories for a in t.actions
         )
+
+
+def test_the_credit_on_disk_is_what_the_update_has_used(whole, resumed):
+    for workdir in (whole.workdir, resumed.workdir):
+        for row in lines(workdir / "metrics.jsonl"):
+            step = row["step"]
+            trajectories = records.read_trajectories(
+                records.training_path(workdir, step)
+            )
+            credit = lines(records.credit_path(workdir, step))
+            for trajectory, found in zip(trajectories, credit, strict=True):
+                assert found["task"] == trajectory.task.id
+                for action, told in zip(
+                    trajectory.actions, found["actions"], strict=True
+                ):
+                    assert told["tokens"] == len(action.token_ids)
+                    assert told["agent"] == action.agent
+            for name in ("solver", "coder", "verifier"):
+                told = [a for c in credit for a in c["actions"] if a["agent"] == name]
+                ratios = [ratio for a in told for ratio in a["policy_reference"]]
+                kl = row[f"agents/{name}/kl"]
+                assert np.mean(ratios) == pytest.approx(kl, abs=2e-5)
+                assert len(ratios) == row[f"agents/{name}/trained_tokens"]
+                weights = [a["tokens"] for a in told]
+                advantages = [a["advantage"] for a in told]
+                whitened = np.average(advantages, weights=weights)
+                assert whitened == pytest.approx(0, abs=1e-4)
 
 
 def test_every_action_on_disk_has_its_verdict(whole):

@@ -207,6 +207,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from mappa_jax.judges import JudgeError
     from mappa_jax.metrics import MetricsError
     from mappa_jax.models.config import ModelError
+    from mappa_jax.records import RecordError
     from mappa_jax.remote import RemoteError
     from mappa_jax.tools import SandboxError
     from mappa_jax.traces import TraceError
@@ -221,6 +222,7 @@ def _expected() -> tuple[type[Exception], ...]:
         JudgeError,
         MetricsError,
         ModelError,
+        RecordError,
         RemoteError,
         SandboxError,
         TooManyMissing,

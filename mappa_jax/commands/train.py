@@ -91,6 +91,7 @@ async def _train(
         opened = assemble(config, where, cache, progress, hosts)
         async with opened as (run, state, start):
             from mappa_jax.train import owes_evaluation, together, train
+            from mappa_jax.versions import note_start
 
             run = dataclasses.replace(run, profile=profile)
 
@@ -98,6 +99,10 @@ async def _train(
             await common.agree(hosts, "last step", (start, owed))
             if start >= config.steps and not owed:
                 return True
+            if hosts.index == 0:
+                devices = run.learner.mesh.devices.flat
+                kind = devices[0].device_kind
+                note_start(workdir, start, kind, len(devices), hosts.count)
             try:
                 await train(run, state, start)
             except Exception as e:

