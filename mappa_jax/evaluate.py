@@ -13,8 +13,14 @@ import jax
 from mappa_jax import records
 from mappa_jax.config import Config, EvalConfig
 from mappa_jax.rollout import Stage, rollout
-from mappa_jax.statistics import quality_by_kind, scores_by_source, summarise
-from mappa_jax.types import Task
+from mappa_jax.statistics import (
+    majority_by_source,
+    mean_estimate,
+    quality_by_kind,
+    scores_by_source,
+    summarise,
+)
+from mappa_jax.types import Task, Trajectory
 
 
 async def evaluate(
@@ -44,8 +50,10 @@ async def evaluate(
 
     Returns:
       By source: avg, avg_low, avg_high, pass, pass_low, pass_high (95% intervals
-      bootstrapped over problems), problems, samples, k (of pass@k) and failed (runs
-      that ended early; those that the team did not cause are in no average). A source
+      bootstrapped over problems), problems, samples, k (of pass@k), failed (runs
+      that ended early; those that the team did not cause are in no average), tokens
+      (sampled, of a trajectory) and, with several samples, maj, maj_low and maj_high:
+      the answer that most of them gave, which costs `samples` times as many. A source
       without a graded run is absent. Where outcomes tell of quality, `kinds` holds
       `statistics.quality_by_kind`.
     """
@@ -70,7 +78,19 @@ async def evaluate(
         failed = sum(t.failure is not None for t in rolled.trajectories)
         found = summarise(scores, k, config.bootstrap, seed)
         for summary in found.values():
-            out[source] = _flat(summary) | {"k": k, "failed": failed}
+            out[source] = _flat(summary) | {
+                "k": k,
+                "failed": failed,
+                "tokens": _tokens(rolled.trajectories),
+            }
+        if config.samples > 1:
+            for values in majority_by_source(rolled.trajectories).values():
+                vote = mean_estimate(values, config.bootstrap, seed)
+                out[source] |= {
+                    "maj": vote["value"],
+                    "maj_low": vote["low"],
+                    "maj_high": vote["high"],
+                }
         kinds = quality_by_kind(rolled.trajectories, config.bootstrap, seed)
         if kinds:
             out[source]["kinds"] = kinds
@@ -80,6 +100,13 @@ async def evaluate(
     with (workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     return out
+
+
+def _tokens(trajectories: Sequence[Trajectory]) -> float:
+    """Sampled ones of a trajectory, on average: what one try costs."""
+    return sum(len(a.token_ids) for t in trajectories for a in t.actions) / max(
+        len(trajectories), 1
+    )
 
 
 def _flat(summary: Mapping[str, Any]) -> dict[str, float]:

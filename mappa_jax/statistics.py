@@ -96,6 +96,39 @@ def scores_by_source(
     return {source: list(by_id.values()) for source, by_id in problems.items()}
 
 
+def majority_by_source(
+    trajectories: Iterable[Trajectory],
+) -> dict[str, list[float]]:
+    """Per problem the score of the answer that most of its samples gave, by source
+    (self-consistency, Wang et al. 2022, arXiv 2203.11171).
+
+    Answers are the same where their text is. Those that as many samples gave share the
+    vote: their mean score counts. A sample without an answer has no vote, and a problem
+    without votes scores 0. Trajectories without an outcome are left out, and sources
+    whose outcomes name no answers.
+    """
+    problems: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for trajectory in trajectories:
+        if trajectory.outcome is None:
+            continue
+        of_source = problems.setdefault(trajectory.task.source, {})
+        votes = of_source.setdefault(trajectory.task.id, {})
+        if trajectory.outcome.answer is not None:
+            answer = trajectory.outcome.answer.strip()
+            votes.setdefault(answer, []).append(trajectory.outcome.score)
+    return {
+        source: [_majority(votes) for votes in by_id.values()]
+        for source, by_id in problems.items()
+        if any(by_id.values())
+    }
+
+
+def _majority(votes: Mapping[str, Sequence[float]]) -> float:
+    most = max(map(len, votes.values()), default=0)
+    scores = [np.mean(s) for s in votes.values() if len(s) == most]
+    return float(np.mean(scores)) if scores else 0.0
+
+
 def summarise(
     scores: Mapping[str, Sequence[Sequence[float]]], k: int, resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
@@ -148,7 +181,7 @@ def quality_by_kind(
     return {
         kind: {"problems": len(names["success"])}
         | {
-            name: _estimate(
+            name: mean_estimate(
                 [float(np.mean(values)) for values in problems.values()],
                 resamples,
                 seed,
@@ -164,7 +197,7 @@ def _summary(
 ) -> dict[str, Any]:
     if not rows or any(row.size == 0 for row in rows):
         raise ValueError("every problem needs at least one score, every source one")
-    summary = _estimate([row.mean() for row in rows], resamples, seed)
+    summary = mean_estimate([row.mean() for row in rows], resamples, seed)
     summary |= {"problems": len(rows), "samples": sum(row.size for row in rows)}
     passed = [
         float(pass_at_k(row.size, int((row >= _RIGHT).sum()), k))
@@ -172,11 +205,14 @@ def _summary(
         if row.size >= k
     ]
     if passed:
-        estimate = _estimate(passed, resamples, seed)
+        estimate = mean_estimate(passed, resamples, seed)
         summary["pass"] = estimate | {"problems": len(passed)}
     return summary
 
 
-def _estimate(values: Sequence[float], resamples: int, seed: int) -> dict[str, Any]:
+def mean_estimate(
+    values: Sequence[float], resamples: int, seed: int
+) -> dict[str, float]:
+    """`value`, `low` and `high` of a mean over problems, with its 95% interval."""
     low, high = bootstrap_interval(values, resamples, seed)
     return {"value": float(np.mean(values)), "low": low, "high": high}

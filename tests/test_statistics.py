@@ -126,3 +126,29 @@ def test_quality_is_summed_up_by_kind_of_task():
 
 def test_where_nothing_tells_of_quality_there_are_no_kinds():
     assert statistics.quality_by_kind([quality_of("k", "a")], 200, 0) == {}
+
+
+def answered(problem, *answers, source="s"):
+    """Trajectories of a problem whose right answer is "4"."""
+    return [
+        Trajectory(
+            task=Task(id=problem, prompt="", source=source),
+            step=-1,
+            sample=i,
+            actions=(),
+            verdicts=(),
+            outcome=Outcome(float(answer == "4"), answer),
+        )
+        for i, answer in enumerate(answers)
+    ]
+
+
+def test_the_answer_that_most_gave_counts():
+    tried = [
+        *answered("right", "4", "5", " 4"[1:], None),
+        *answered("wrong", "5", "5", "4"),
+        *answered("tie", "4", "5"),
+        *answered("silent", None, None),
+        *answered("elsewhere", None, source="files"),
+    ]
+    assert statistics.majority_by_source(tried) == {"s": [1.0, 0.0, 0.5, 0.0]}

@@ -76,7 +76,29 @@ def print_evaluations(console: Console, rows: dict[str, dict[str, Any]]) -> None
                 numbers = (f"{row[k]:.0f}" for k in ("problems", "failed"))
                 table.add_row(who, _interval(row, "avg"), passed, *numbers)
         console.print(table)
+        _print_votes(console, source, rows)
         _print_kinds(console, source, rows)
+
+
+def _print_votes(
+    console: Console, source: str, rows: dict[str, dict[str, Any]]
+) -> None:
+    """What several tries come to by majority, and what they cost."""
+    found = {who: sources.get(source, {}) for who, sources in rows.items()}
+    if not any("maj" in row for row in found.values()):
+        return
+    table = Table(title=f"{source}: the answer that most samples gave (95% intervals)")
+    table.add_column("who", no_wrap=True)
+    for title in ("maj@k", "tokens for k samples", "avg", "tokens for one"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for who, row in found.items():
+        if "maj" in row:
+            tries = row["samples"] / row["problems"]
+            vote = f"{_interval(row, 'maj')} k={tries:.0f}"
+            one = row["tokens"]
+            costs = (f"{one * tries:.0f}", f"{row['avg']:.2f}", f"{one:.0f}")
+            table.add_row(who, vote, *costs)
+    console.print(table)
 
 
 def _print_kinds(

@@ -90,7 +90,12 @@ def test_the_numbers_are_kept_and_shown(evaluated, tried):
         assert found["avg"] == pytest.approx(np.mean(scores))
         assert found["avg_low"] <= found["avg"] <= found["avg_high"]
         assert (found["problems"], found["samples"]) == (PROBLEMS, len(scores))
-        (row,) = [row for row in said.splitlines() if f" {line['label']} " in row]
+        tokens = [
+            sum(len(a.token_ids) for a in t.actions) for t in tried[line["label"]]
+        ]
+        assert found["tokens"] == pytest.approx(np.mean(tokens))
+        shown = [row for row in said.splitlines() if f" {line['label']} " in row]
+        row = shown[0]
         assert f"{found['avg']:.2f} [{found['avg_low']:.2f}" in row
         assert f"{found['pass']:.2f} [{found['pass_low']:.2f}" in row
     assert "held-out problems of chain_sum" in said
