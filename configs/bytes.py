@@ -2,7 +2,7 @@
 
   python benchmarks/experiments/traces.py --config=configs/bytes.py --out=traces.jsonl
   python launch/sft.py --config=configs/bytes.py --traces=traces.jsonl \\
-    --workdir=runs/warm --epochs=6 --learning_rate=1e-3
+    --workdir=runs/warm --epochs=3 --learning_rate=1e-3
   python launch/sweep.py --sweep=configs/sweeps/credit.py --workdir=runs/credit
 
 Its weights are random; a sweep starts it from what launch/sft.py has left.
