@@ -5,6 +5,9 @@
     --workdir=runs/warm --epochs=3 --learning_rate=1e-3
   python launch/sweep.py --sweep=configs/sweeps/credit.py --workdir=runs/credit
 
+--config=configs/bytes.py:two_kinds has products beside the sums, for a judge that likes
+one kind better (configs/sweeps/bias.py).
+
 Its weights are random; a sweep starts it from what launch/sft.py has left.
 """
 
@@ -12,8 +15,8 @@ from mappa_jax.config import AgentConfig, default_config
 
 
 def get_config(arg=None):
-    if arg is not None:
-        raise ValueError(f"configs/bytes.py takes no argument, got {arg!r}")
+    if arg not in (None, "two_kinds"):
+        raise ValueError(f"configs/bytes.py takes two_kinds or nothing, got {arg!r}")
     agent = AgentConfig(model="random:medium", max_new_tokens=64, learning_rate=1e-4)
     config = default_config(solver=agent, coder=agent, verifier=agent)
     config.agents.coder.max_turns = 2
@@ -23,6 +26,10 @@ def get_config(arg=None):
     config.data.params = {
         "chain_sum": dict(min_terms=2, max_terms=3, min_digits=1, max_digits=2)
     }
+    if arg == "two_kinds":
+        config.data.source += ",reasoning_gym:products"
+        two = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2)
+        config.data.params = {**config.data.params, "products": two}
     config.data.train_size = 4096
     config.data.eval_size = 64
     config.data.prompts_per_step = 16

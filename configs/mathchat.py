@@ -2,11 +2,16 @@
 
   python launch/train.py --config=configs/mathchat.py:qwen3-4b --workdir=...
   python launch/train.py --config=configs/mathchat.py:r1-distill-1.5b --workdir=...
+  python launch/train.py --config=configs/mathchat.py:rehearsal --workdir=...
 
 512 of the 933 AIME 1983-2024 problems, 32 prompts x 2 samples per iteration, 8
 epochs = 128 iterations, gemini-2.5-flash as judge (GEMINI_API_KEY), evaluation every
 4 iterations on AIME 2025 and 32 AMC problems, avg@4 at temperature 0.6. Needs
 accelerators: three sets of weights, their gradients and moments are in memory.
+
+The rehearsal is one iteration of all this with two layers of random weights that read
+bytes, and with the offline rubric: batch, contexts, limits and problems are the run's.
+It needs no accelerator and no key, and some hours of two CPU cores.
 """
 
 from mappa_jax.config import AgentConfig, default_config
@@ -16,6 +21,7 @@ MODELS = {
     "r1-distill-1.5b": dict(
         model="deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", thinking=True
     ),
+    "rehearsal": dict(model="random:long"),
 }
 
 
@@ -59,4 +65,9 @@ def get_config(arg=None):
     config.eval.samples = 4
     config.eval.temperature = 0.6
     config.checkpoint.every = 4
+    if arg == "rehearsal":
+        config.steps = 1
+        config.dtype = "float32"  # a CPU has no fast bfloat16
+        config.judge.provider = "rubric"
+        config.eval.every, config.eval.at_start = 0, False
     return config

@@ -112,12 +112,15 @@ class Curve:
     Attributes:
       rollouts: [E] trajectories trained on before each evaluation.
       tokens: [E] tokens sampled for them.
-      success: [E] mean over the problems (avg@k), in 0..1.
+      success: [E] mean over the sources of the mean over their problems (avg@k), in
+        0..1.
+      by_source: [E] that of each source.
     """
 
     rollouts: np.ndarray
     tokens: np.ndarray
     success: np.ndarray
+    by_source: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def read_curve(workdir: Path, per_step: int) -> Curve | None:
@@ -137,12 +140,15 @@ def read_curve(workdir: Path, per_step: int) -> Curve | None:
         sampled[row["step"]] = sampled[row["step"] - 1] + row["tokens/new"]
     if not rows:
         return None
+    by_source = {
+        source: np.asarray([row["sources"][source]["avg"] for row in rows])
+        for source in rows[0]["sources"]
+    }
     return Curve(
         rollouts=np.asarray([row["step"] * per_step for row in rows]),
         tokens=np.asarray([sampled[row["step"]] for row in rows]),
-        success=np.asarray(
-            [np.mean([s["avg"] for s in row["sources"].values()]) for row in rows]
-        ),
+        success=np.mean([*by_source.values()], axis=0),
+        by_source=by_source,
     )
 
 
@@ -231,6 +237,19 @@ def table(
             )
         )
     return rows
+
+
+def of_source(
+    curves: Mapping[str, Mapping[int, Curve]], source: str
+) -> dict[str, dict[int, Curve]]:
+    """The curves of one source alone."""
+    return {
+        name: {
+            seed: dataclasses.replace(c, success=c.by_source[source])
+            for seed, c in runs.items()
+        }
+        for name, runs in curves.items()
+    }
 
 
 def interval(values: Sequence[float], resamples: int) -> tuple[float, float]:

@@ -121,12 +121,15 @@ def test_a_curve_is_of_the_teams_evaluations(tmp_path):
     assert found.rollouts.tolist() == [0, 16]
     assert found.tokens.tolist() == [0, 12]
     assert found.success.tolist() == [0.1, 0.3]
+    alone = sweeps.of_source({"a": {0: found}}, "x")["a"][0]
+    assert alone.success.tolist() == [0.2, 0.6]
+    assert alone.rollouts.tolist() == [0, 16]
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_packages_sweeps_resolve(path):
     for member in sweeps.load_sweep(path):
-        file = scripts.load(ROOT / member.config)
-        config = file.get_config()
+        path, _, argument = member.config.partition(":")
+        config = scripts.load(ROOT / path).get_config(argument or None)
         config.update_from_flattened_dict(member.overrides)
         resolve(config)

@@ -9,6 +9,7 @@ differ in one fault do the rest alike.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -128,10 +129,43 @@ async def play(
         await tools.aclose()
 
 
-# -- MathChat over reasoning-gym's sums ---------------------------------------------
+# -- MathChat over reasoning-gym's sums and products ----------------------------------
 
-PROBLEM = re.compile(r"arithmetic problem: ([-+ \d]+?) =")
+PROBLEM = re.compile(
+    r"arithmetic problem: ([-+ \d]+?) =|multiplication: ([ *\d]+?)\. Give"
+)
 NUMBER = re.compile(r"-?\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """A problem: signed numbers that are added up, or (`times`) multiplied."""
+
+    numbers: tuple[int, ...]
+    times: bool = False
+
+    def and_then(self, total: int, number: int) -> int:
+        return total * number if self.times else total + number
+
+    @property
+    def value(self) -> int:
+        first, *others = self.numbers
+        return functools.reduce(self.and_then, others, first)
+
+    def step(self, total: int, number: int) -> str:
+        """What is computed next, as it is written."""
+        sign = "*" if self.times else "-" if number < 0 else "+"
+        return f"{total} {sign} {number if self.times else abs(number)}"
+
+    def expression(self) -> str:
+        first, *others = self.numbers
+        parts = (self.step(0, number).removeprefix("0") for number in others)
+        return f"{first}{''.join(parts)}"
+
+    def with_error(self, at: int, off: int) -> Sum:
+        numbers = list(self.numbers)
+        numbers[at] += off
+        return dataclasses.replace(self, numbers=tuple(numbers))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,14 +205,14 @@ def math_scripts(faults: MathFaults) -> dict[str, Script]:
     """The team that makes these faults and no others."""
 
     def solver(chat: str, turn: int, rng: np.random.Generator) -> str:
-        first, *others = _terms(chat)
+        problem = _problem(chat)
+        total, *others = problem.numbers
         wrong = rng.random() < faults.wrong_sum
         at, off = int(rng.integers(len(others))), _off(rng)
-        total, lines = first, []
+        lines = []
         for i, number in enumerate(others):
-            new = total + number + (off if wrong and i == at else 0)
-            sign = "-" if number < 0 else "+"
-            lines.append(f"{total} {sign} {abs(number)} = {new}")
+            new = problem.and_then(total, number) + (off if wrong and i == at else 0)
+            lines.append(f"{problem.step(total, number)} = {new}")
             total = new
         return "\n".join([*lines, f"The answer is {total}."])
 
@@ -186,14 +220,14 @@ def math_scripts(faults: MathFaults) -> dict[str, Script]:
         if turn:
             printed = _shown(chat)
             return "The code failed." if printed is None else f"It printed {printed}."
-        terms = _terms(chat)
-        guess = sum(terms) + _off(rng)
+        problem = _problem(chat)
+        guess = problem.value + _off(rng)
         if rng.random() < faults.no_code:
             return f"I think it is {guess}."
         if rng.random() < faults.wrong_number:
-            at = int(rng.integers(len(terms)))
-            terms[at] += _off(rng)
-        program = f"print({_expression(terms)})"
+            at = int(rng.integers(len(problem.numbers)))
+            problem = problem.with_error(at, _off(rng))
+        program = f"print({problem.expression()})"
         if faults.trusting:
             program = f"print({NUMBER.findall(chat)[-1]})"
         if rng.random() < faults.crash:
@@ -216,21 +250,13 @@ def math_scripts(faults: MathFaults) -> dict[str, Script]:
     return {"solver": solver, "coder": coder, "verifier": verifier}
 
 
-def _terms(chat: str) -> list[int]:
-    """The signed numbers of the last problem in a chat."""
-    expression = PROBLEM.findall(chat)[-1]
-    return [
-        int(part)
-        for part in expression.replace(" ", "").replace("-", "+-").split("+")
-        if part
-    ]
-
-
-def _expression(terms: Sequence[int]) -> str:
-    out = str(terms[0])
-    for number in terms[1:]:
-        out += f" - {-number}" if number < 0 else f" + {number}"
-    return out
+def _problem(chat: str) -> Sum:
+    """The last problem in a chat."""
+    added, multiplied = PROBLEM.findall(chat)[-1]
+    if multiplied:
+        return Sum(tuple(map(int, multiplied.split("*"))), times=True)
+    parts = added.replace(" ", "").replace("-", "+-").split("+")
+    return Sum(tuple(int(part) for part in parts if part))
 
 
 def _off(rng: np.random.Generator) -> int:

@@ -186,15 +186,21 @@ def gather(members: list[Any], configs: dict[str, Any], workdir: Path) -> None:
     if not any(curves.values()):
         print(f"{workdir}: no run with an evaluation is done yet")
         return
-    rows = sweeps.table(curves, _SUCCESS.value)
-    text = sweeps.markdown(rows, _SUCCESS.value)
+    text = sweeps.markdown(sweeps.table(curves, _SUCCESS.value), _SUCCESS.value)
+    ended = next(curve for runs in curves.values() for curve in runs.values())
+    for source in ended.by_source if len(ended.by_source) > 1 else ():
+        rows = sweeps.table(sweeps.of_source(curves, source), _SUCCESS.value)
+        text += f"\n{source}\n\n{sweeps.markdown(rows, _SUCCESS.value)}"
     (workdir / "sweep.md").write_text(text)
     with (workdir / "sweep.csv").open("w", newline="") as file:
         lines = csv.writer(file)
-        lines.writerow(["condition", "seed", "rollouts", "tokens", "success"])
+        sources = [*ended.by_source]
+        lines.writerow(["condition", "seed", "rollouts", "tokens", "success", *sources])
         for name, runs in curves.items():
             for seed, curve in runs.items():
-                points = zip(curve.rollouts, curve.tokens, curve.success, strict=True)
+                apart = [curve.by_source[source] for source in sources]
+                columns = (curve.rollouts, curve.tokens, curve.success, *apart)
+                points = zip(*columns, strict=True)
                 lines.writerows([name, seed, *point] for point in points)
     draw(curves, workdir / "sweep.png")
     print(text)

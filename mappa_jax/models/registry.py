@@ -67,6 +67,8 @@ RANDOM_SIZES = {
     "tiny": _byte_model(32, 2, 4),
     "small": _byte_model(128, 4, 4),
     "medium": _byte_model(192, 4, 6),
+    # As many tokens as the paper's contexts, for rehearsals of its runs.
+    "long": dataclasses.replace(_byte_model(32, 2, 4), max_context=32768),
 }
 
 

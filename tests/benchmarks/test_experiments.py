@@ -68,6 +68,18 @@ async def test_a_team_without_faults_is_right(teams, sums):
         assert f"\\boxed{{{trajectory.task.answer}}}" in verifier.content
 
 
+async def test_products_are_multiplied(teams):
+    params = {"products": dict(min_terms=2, max_terms=3, min_digits=1, max_digits=2)}
+    (source,) = parse_sources("reasoning_gym:products")
+    data = DataConfig(params=params, train_size=4, eval_size=1)
+    products = load_tasks(source, "train", data)
+    for trajectory in await play(teams, products, teams.MathFaults()):
+        solver, code, *_ = trajectory.actions
+        assert trajectory.outcome.score == 1.0
+        assert " * " in code.code and " * " in solver.content
+        assert f"The answer is {trajectory.task.answer}." in solver.content
+
+
 @pytest.mark.parametrize(
     ("fault", "right"),
     [
