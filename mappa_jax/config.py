@@ -16,7 +16,7 @@ import itertools
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import ml_collections
@@ -438,6 +438,15 @@ class Config:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain JSON values (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flat_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of `to_dict`'s tree by flat key: "sampler.slots", 8."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat_items(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def default_config(**agents: AgentConfig) -> ml_collections.ConfigDict:

@@ -33,14 +33,14 @@ def load_object(place: str, key: str) -> Any:
     where, _, name = place.rpartition(":")
     try:
         module = _from_file(where) if where.endswith(".py") else _imported(where)
-        return getattr(module, name)
-    except (ImportError, OSError, SyntaxError) as e:
+    except Exception as e:  # whatever a user's file raises
         raise ConfigError(
-            f"config.{key}={place!r}: {where!r} cannot be imported ({e}); write "
-            "module:NAME or folder/file.py:NAME"
+            f"config.{key}={place!r}: {where!r} cannot be imported "
+            f"({type(e).__name__}: {e}); write module:NAME or folder/file.py:NAME"
         ) from e
-    except AttributeError as e:
-        raise ConfigError(f"config.{key}={place!r}: {e}") from e
+    if not hasattr(module, name):
+        raise ConfigError(f"config.{key}={place!r}: {where!r} has no {name!r}")
+    return getattr(module, name)
 
 
 def _imported(name: str) -> ModuleType:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mappa_jax.config import Config, ConfigError, to_dict
+from mappa_jax.config import Config, ConfigError, flat_items, to_dict
 from mappa_jax.loggers.base import Logger, Shown, shown
 
 __all__ = ["LOGGERS", "Logger", "Remote", "Shown", "open_loggers", "shown"]
@@ -21,18 +21,21 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A logger's class in a module of this package, the library that it needs, and
-    whether that reaches out to a server."""
+    """A logger's class in a module of this package, the library that it needs, how to
+    get that, and whether it reaches out to a server."""
 
     cls: str
     library: str
+    install: str
     remote: bool = True
 
 
 LOGGERS = {
-    "tensorboard": Kind("TensorBoard", "tensorboardX", remote=False),
-    "wandb": Kind("WandB", "wandb"),
-    "mlflow": Kind("MLflow", "mlflow"),
+    "tensorboard": Kind(
+        "TensorBoard", "tensorboardX", "pip install tensorboardX", remote=False
+    ),
+    "wandb": Kind("WandB", "wandb", "pip install -e '.[wandb]'"),
+    "mlflow": Kind("MLflow", "mlflow", "pip install -e '.[mlflow]'"),
 }
 
 
@@ -83,7 +86,7 @@ def _open(name: str, config: Config, workdir: Path, resume_step: int) -> Logger:
     if importlib.util.find_spec(kind.library) is None:
         raise ConfigError(
             f"config.loggers: {name!r} needs the package {kind.library}: "
-            f"pip install -e '.[{name}]', or leave it out"
+            f"{kind.install}, or leave it out"
         )
     module = importlib.import_module(f"mappa_jax.loggers.{name}")
     make = getattr(module, kind.cls)
@@ -100,16 +103,8 @@ def _open(name: str, config: Config, workdir: Path, resume_step: int) -> Logger:
 
 def settings(config: Config) -> dict[str, bool | int | float | str]:
     """The config by flat key, "sampler.slots"; what is no number or text as JSON."""
-    return _flat(to_dict(config), "")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, (bool, int, float, str)):
-            flat[prefix + key] = value
-        else:
-            flat[prefix + key] = json.dumps(value)
-    return flat
+    plain = (bool, int, float, str)
+    return {
+        key: value if isinstance(value, plain) else json.dumps(value)
+        for key, value in flat_items(to_dict(config))
+    }

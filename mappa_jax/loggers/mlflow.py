@@ -20,7 +20,8 @@ EXPERIMENT = "mappa_jax"
 
 class MLflow:
     """Metrics over steps, the config as parameters, and an action of each agent as a
-    text artefact. It has no histograms."""
+    text artefact. It has no histograms. What a resumed run has changed of its config is
+    a tag, "resumed.steps"."""
 
     def __init__(self, workdir: Path, settings: Mapping[str, Any], resume_step: int):
         from mlflow import MlflowClient
@@ -28,9 +29,14 @@ class MLflow:
 
         self._client, self._metric = MlflowClient(), Metric
         self._run = kept_name(workdir, "mlflow", lambda: self._begin(workdir))
-        said = [Param(key, str(value)[:LONGEST]) for key, value in settings.items()]
-        for part in _parts(said):
+        said = {key: str(value)[:LONGEST] for key, value in settings.items()}
+        known = self._client.get_run(self._run).data.params
+        new = [Param(key, text) for key, text in said.items() if key not in known]
+        for part in _parts(new):
             self._client.log_batch(self._run, params=part)
+        for key in said.keys() & known.keys():  # a parameter cannot be changed
+            if said[key] != known[key]:
+                self._client.set_tag(self._run, f"resumed.{key}", said[key])
 
     def _begin(self, workdir: Path) -> str:
         from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME

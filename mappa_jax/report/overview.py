@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mappa_jax.config import flat_items
 from mappa_jax.report.curves import panels
 from mappa_jax.report.index import FORMAT, Digest, Row
 from mappa_jax.report.verdict import RESAMPLES, judge_run
@@ -119,12 +120,7 @@ def notes(run: RunFiles) -> list[str]:
     return out
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+def flat(config: Mapping[str, Any]) -> list[list[str]]:
     """[key, value] of every leaf of a config, keys joined by dots."""
-    out = []
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            out += flat(value, f"{prefix}{key}.")
-        else:
-            out.append([f"{prefix}{key}", json.dumps(value, ensure_ascii=False)])
-    return out
+    items = flat_items(config)
+    return [[key, json.dumps(value, ensure_ascii=False)] for key, value in items]

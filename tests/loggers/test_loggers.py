@@ -231,13 +231,14 @@ def test_mlflow_keeps_numbers_and_texts(tmp_path, monkeypatch):
 
     workdir = tmp_path / "run"
     workdir.mkdir()
-    for step in (1, 2):
-        one = MLflow(workdir, SETTINGS, step)
+    for step in (1, 2):  # resumed with another value of what may be changed
+        one = MLflow(workdir, SETTINGS | {"steps": step}, step)
         one.write(step, {"loss": step / 2}, shown(batch(), ["solver"]))
         one.close()
     client = mlflow.MlflowClient()
     place = client.get_experiment_by_name("mappa_jax").experiment_id
     (run,) = client.search_runs([place])
     assert run.data.params["sampler.slots"] == "8"
+    assert run.data.params["steps"] == "1" and run.data.tags["resumed.steps"] == "2"
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(1, 0.5), (2, 1.0)]
