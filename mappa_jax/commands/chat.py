@@ -24,6 +24,9 @@ from mappa_jax.commands import common, opening
 _WHO = flags.DEFINE_string("who", "team", "The team, or the name of one agent.")
 
 
+flags.adopt_module_key_flags(opening)
+
+
 def main(argv: list[str]) -> None:
     common.begin(argv)
     from mappa_jax.config import ConfigError

@@ -12,8 +12,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import sys
 import typing
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 from absl import flags
@@ -36,27 +38,32 @@ complete -o default -o nospace -F _mappa {names}
 
 def main(argv: list[str]) -> None:
     common.begin(argv)
-    print(script({name: flags_of(name) for name in command_modules()}), end="")
+    names = (module.name for module in pkgutil.iter_modules(commands.__path__))
+    found = {name: flags_of(name) for name in names}
+    print(script({k: words for k, words in found.items() if words is not None}), end="")
 
 
-def command_modules() -> list[str]:
-    """The modules of this package that are commands: they have a `run`."""
-    found = (m.name for m in pkgutil.iter_modules(commands.__path__))
-    shared = ("assembly", "common", "completion", "console", "joining", "tables")
-    return [name for name in found if name not in shared]
-
-
-def flags_of(name: str) -> list[str]:
-    """A command's flags as they are typed, "--workdir="; several commands define one of
-    the same name, so they are undone after the look."""
-    known = set(flags.FLAGS)
+def flags_of(name: str) -> list[str] | None:
+    """The flags of a command as they are typed, "--workdir="; None of a module that is
+    none. Several define one of the same name, so what the look has imported is undone.
+    """
+    known, before = set(flags.FLAGS), set(sys.modules)
     module = importlib.import_module(f"{commands.__name__}.{name}")
+    words = _words(module) if hasattr(module, "run") else None
+    for flag in set(flags.FLAGS) - known:
+        delattr(flags.FLAGS, flag)
+    for other in set(sys.modules) - before:
+        if other.startswith(f"{commands.__name__}."):
+            del sys.modules[other]
+            delattr(commands, other.rpartition(".")[2])
+    return words
+
+
+def _words(module: ModuleType) -> list[str]:
     own = flags.FLAGS.get_key_flags_for_module(module)
     words = [f"--{flag.name}" + ("" if flag.boolean else "=") for flag in own]
     if any(flag.name == "config" for flag in own):
         words += [f"--config.{key}=" for key in config_keys()]
-    for flag in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, flag)
     return words
 
 

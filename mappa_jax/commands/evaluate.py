@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from mappa_jax.commands import common
+from mappa_jax.commands import common, joining
 from mappa_jax.commands.console import ConsoleProgress
 from mappa_jax.commands.joining import join_hosts
 from mappa_jax.commands.tables import print_evaluations
@@ -39,6 +39,7 @@ _MESH = flags.DEFINE_list(
     "Sizes of agent, data, fsdp, tensor, on other devices than the run's: 1,1,4,1.",
 )
 _SLOTS = flags.DEFINE_integer("slots", None, "sampler.slots, to go with it.")
+flags.adopt_module_key_flags(joining)
 flags.mark_flag_as_required("workdir")
 
 

@@ -48,6 +48,9 @@ _GRACE = flags.DEFINE_float(
 )
 
 
+flags.adopt_module_key_flags(opening)
+
+
 def main(argv: list[str]) -> None:
     common.begin(argv)
     key = _read_key()

@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mappa_jax.commands import common
+from mappa_jax.commands import common, joining
 from mappa_jax.commands.console import ConsoleProgress
 from mappa_jax.commands.joining import join_hosts
 from mappa_jax.commands.tables import print_summary
@@ -36,6 +36,7 @@ _PROFILE = flags.DEFINE_string(
     "",
     "Iterations that are traced into WORKDIR/profile, for XProf and Perfetto: 3:5.",
 )
+flags.adopt_module_key_flags(joining)
 flags.mark_flags_as_required(["config", "workdir"])
 
 

@@ -1,5 +1,6 @@
 """Tab completion of the commands' flags, tried in a real bash."""
 
+import re
 import shutil
 import subprocess
 
@@ -42,7 +43,24 @@ def test_keys_of_the_config_are_completed(complete):
     assert complete("mappa-doctor", "--config.sampler.s") == []
 
 
-def test_it_knows_every_command(script):
-    named = script.splitlines()[-1].split()[6:]
-    assert {"mappa-train", "mappa-judge-report", "mappa-sweep"} <= set(named)
-    assert "mappa-common" not in named
+def test_flags_that_commands_share_are_theirs(complete):
+    for command in ("mappa-serve", "mappa-chat"):
+        assert complete(command, "--wor") == ["--workdir="]
+        assert complete(command, "--te") == ["--team="]
+    for command in ("mappa-train", "mappa-evaluate"):
+        assert complete(command, "--coor") == ["--coordinator_address="]
+
+
+def test_it_knows_every_command_and_no_other(script, launch_path):
+    named = script.splitlines()[-1].partition("-F _mappa ")[2].split()
+    scripts = {f"mappa-{p.stem.replace('_', '-')}" for p in launch_path.glob("*.py")}
+    assert set(named) == scripts
+
+
+@pytest.mark.parametrize("script", ["train.py", "chat.py", "serve.py", "report.py"])
+def test_help_tells_the_flags_of_the_commands_own_examples(script, launch, launch_path):
+    source = launch_path.parent / "mappa_jax" / "commands" / script
+    named = re.findall(r"--(\w+)", source.read_text().split('"""')[1])
+    said = launch(script, "--help").stdout
+    told = re.findall(r"--(?:\[no\])?(\w+):", said)
+    assert named and not set(named) - set(told)
