@@ -85,8 +85,15 @@ class Rolled:
     episodes: tuple[tuple[Trajectory, Pending], ...]
     seconds: float
 
-    async def close(self) -> Rollout:
+    @property
+    def verdicts(self) -> Pending:
+        """This host's, one for each action."""
+        return [verdict for _, judging in self.episodes for verdict in judging]
+
+    async def close(self, on_verdict: Callable[[], None] = lambda: None) -> Rollout:
         """Waits for the verdicts, and brings all hosts' trajectories to each.
+
+        `on_verdict` is called for each of this host's, also for those already there.
 
         Collective. What the other hosts' judges were asked enters this host's ledger.
 
@@ -94,7 +101,9 @@ class Rolled:
           Stopped, HostLost: as `hosts.Hosts.gather`.
         """
         start = time.perf_counter()
-        verdicts = [v for _, judging in self.episodes for v in judging]
+        verdicts = self.verdicts
+        for verdict in verdicts:
+            verdict.add_done_callback(lambda _: on_verdict())
         await finish(self.stage.hosts, verdicts)
         mine = [await _closed(*episode) for episode in self.episodes]
         numbered = dict(zip(self.numbers, mine, strict=True))
@@ -120,9 +129,8 @@ class Rolled:
 
     def cancel(self) -> None:
         """Gives the verdicts up."""
-        for _, judging in self.episodes:
-            for verdict in judging:
-                verdict.cancel()
+        for verdict in self.verdicts:
+            verdict.cancel()
 
 
 @dataclasses.dataclass(frozen=True)

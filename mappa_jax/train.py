@@ -336,9 +336,10 @@ async def _learn(
     """
     config, step, sampled = run.config, batch.step, batch.sampled
     seconds: dict[str, float] = {}
-    run.progress.start(step, "judge", 1)
+    verdicts = len(batch.rolling.verdicts)
+    advance = run.progress.start(step, "judge", max(verdicts, 1))
     with span("train", "verdicts"):
-        judged = await batch.rolling.close()
+        judged = await batch.rolling.close(advance)
     trajectories = controlled(judged.trajectories, config.judge.control, config.seed)
     rolled = dataclasses.replace(judged, trajectories=trajectories)
     if run.writes:
@@ -370,15 +371,15 @@ async def _learn(
                 records.write_rows(records.credit_path(run.workdir, step), rows)
         return packed
 
-    def update(packed: Packed) -> tuple[TeamState, dict[str, np.ndarray]]:
+    def update(packed: Packed, advance: Callable[[], None]):
         with _timed(seconds, "update"):
-            return run.learner.update(state, run.frozen, packed)
+            return run.learner.update(state, run.frozen, packed, advance)
 
     run.progress.start(step, "credit", 1)
     packed = await to_its_end(_in_thread(credit))
     await asyncio.sleep(0)  # the last moment at which a cancelled step is undone
-    run.progress.start(step, "update", 1)
-    updating = _in_thread(update, packed)
+    advance = run.progress.start(step, "update", run.learner.steps(packed))
+    updating = _in_thread(update, packed, advance)
     try:
         await to_its_end(updating)
     except asyncio.CancelledError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.text import Text
 
@@ -121,6 +123,8 @@ class ConsoleProgress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            _Column(lambda task: self._left()),
             _Column(self._sampler_text),
             _Column(lambda task: judge_text(self._meter() if self._meter else None)),
             console=self.console,
@@ -128,14 +132,38 @@ class ConsoleProgress:
             disable=self._plain,
         )
         self._bars: dict[str, TaskID] = {}
-        self._said = time.monotonic()
+        self._said = self._began = time.monotonic()
+        self._step = 0  # the last iteration that has ended
+        self._over = threading.Event()
+        self._teller = threading.Thread(target=self._tell, daemon=True)
 
     def __enter__(self) -> ConsoleProgress:
         self._bar.start()
+        if self._plain:
+            self._teller.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
+        self._over.set()
+        if self._plain:
+            self._teller.join()
+
+    def _tell(self) -> None:
+        """Plain lines, when nothing has been said for long."""
+        while not self._over.wait(self._said + EVERY - time.monotonic()):
+            if time.monotonic() - self._said >= EVERY:
+                self._said = time.monotonic()
+                for task in self._bar.tasks:
+                    self.note(self._line(task))
+
+    def _left(self) -> str:
+        """How long the run will go on, by the median of its iterations."""
+        if not self._seconds:
+            return ""
+        whole = (self._steps - self._step) * statistics.median(self._seconds)
+        left = whole - (time.monotonic() - self._began)
+        return f"{duration(left)} to go" if left > 0 else ""
 
     def start(self, step: int, phase: str, total: int) -> Callable[[], None]:
         under_way = [task.id for task in self._bar.tasks if not task.finished]
@@ -144,28 +172,17 @@ class ConsoleProgress:
                 self._bar.remove_task(self._bars.pop(other))
         label = f"iteration {step}/{self._steps} {phase}"
         bar = self._bars[phase] = self._bar.add_task(label, total=total, phase=phase)
+        return lambda: self._bar.advance(bar)
 
-        def advance() -> None:
-            self._bar.advance(bar)
-            if self._plain and time.monotonic() - self._said >= EVERY:
-                self._say(bar)
-
-        return advance
-
-    def _say(self, bar: TaskID) -> None:
-        """One plain line of a phase that takes long."""
-        self._said = time.monotonic()
-        task = next((task for task in self._bar.tasks if task.id == bar), None)
-        if task is None:
-            return
+    def _line(self, task: Task) -> str:
+        """A phase as one plain line."""
         judge = judge_text(self._meter() if self._meter else None)
-        parts = (self._sampler_text(task), judge)
-        more = "".join(f"; {part}" for part in parts if part)
-        done = f"{task.completed:.0f} of {task.total:.0f}"
-        self.note(f"{task.description}: {done}{more}")
+        parts = (f"{task.elapsed:.0f} s", self._sampler_text(task), judge, self._left())
+        more = "; ".join(part for part in parts if part)
+        return f"{task.description}: {task.completed:.0f} of {task.total:.0f}; {more}"
 
     def _sampler_text(self, task: Task) -> str:
-        if self._load is None or task.fields.get("phase") not in SAMPLING:
+        if self._load is None or not task.fields["phase"].startswith(SAMPLING):
             return ""
         load = self._load()
         return load_text(load, self._agents, self._pace(load.tokens))
@@ -181,11 +198,11 @@ class ConsoleProgress:
             f"{name} {show('{:.2f}', row['score'])}"
             for name, row in metrics["agents"].items()
         )
-        self._said = time.monotonic()
         total = metrics["seconds"]["iteration"]
+        self._said = self._began = time.monotonic()
+        self._step = step
         self._seconds.append(total)
-        left = (self._steps - step) * statistics.median(self._seconds)
-        eta = f"; {duration(left)} to go" if left else ""
+        eta = f"; {self._left()}" if self._left() else ""
         self.console.print(
             f"iteration {step}/{self._steps}: mean score {scores}  "
             f"success {show('{:.2f}', metrics['team']['success'])}  "

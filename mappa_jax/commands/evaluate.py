@@ -107,6 +107,7 @@ async def _evaluate_one(name, config, workdir, cache, progress, tasks, hosts):
     from mappa_jax import assemble as parts
     from mappa_jax.commands.assembly import restore, stages
     from mappa_jax.evaluate import evaluate
+    from mappa_jax.judges.base import Meter
 
     config = parts.seat_agents(config)
     models = parts.load_models(config, cache)
@@ -116,6 +117,7 @@ async def _evaluate_one(name, config, workdir, cache, progress, tasks, hosts):
         step = 0
         if name in ("trained", "blind"):
             weights, step = restore(config, models, workdir, weights)
+        progress.watch(Meter, stage.engine.load)
         progress.start(step, f"compile ({name})", 1)
         stage.engine.warm_up(*weights)
         total = sum(map(len, tasks.values())) * config.eval.samples

@@ -430,12 +430,21 @@ class Learner:
         steps = tuple(tuple(map(filled, step)) for step in packed.minibatches)
         return dataclasses.replace(packed, minibatches=steps)
 
+    def steps(self, packed: Packed) -> int:
+        """Optimiser steps of an update on this batch."""
+        return len(packed.minibatches) * self._config.optimizer.epochs
+
     def update(
-        self, state: TeamState, frozen: Sequence[Any], packed: Packed
+        self,
+        state: TeamState,
+        frozen: Sequence[Any],
+        packed: Packed,
+        on_step: Callable[[], None] = lambda: None,
     ) -> tuple[TeamState, dict[str, np.ndarray]]:
         """`optimizer.epochs` passes over the batch, an optimiser step per mini-batch.
 
-        `state` is donated.
+        `state` is donated. `on_step` is called when a step has been handed to the
+        devices, which may be ahead of their doing it: nothing is waited for.
 
         Returns:
           The new state, and per-agent metrics [A], means over tokens or over updates.
@@ -448,6 +457,7 @@ class Learner:
             update = functools.partial(meshlib.start, self._run["update"])
             state, metrics = update(state, bases, rows, counts, self._schedule)
             sums.append(metrics)
+            on_step()
         metrics = _summary(jax.device_get(sums), len(self._config.agents))
         metrics["beta"] = np.asarray(state.beta)
         if self._config.kl.target:

@@ -1,5 +1,7 @@
 """The bars that a person sees while a run goes on."""
 
+import io
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -94,25 +96,34 @@ def test_what_is_left_follows_from_the_median_iteration():
     assert "(60 s; 9 min to go)" in third
 
 
-def test_plain_lines_come_now_and_then(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    with console.ConsoleProgress(3, ["solver"], plain=True) as shown:
-        shown.watch(
-            lambda: Meter(calls=7, in_flight=2, usd=0.5),
-            lambda: Load((1,), (2,), 60),
-        )
-        with shown.console.capture() as caught:
-            advance = shown.start(1, "rollout", 4)
-            advance()
-            now[0] = console.EVERY
-            advance()
-            advance()
-    (line,) = caught.get().splitlines()
-    assert line == (
-        "iteration 1/3 rollout: 2 of 4; solver 1+2  2 tokens/s; "
-        "judge: 2 in flight, 7 calls, $0.500"
+def test_plain_lines_come_when_nothing_was_said_for_long(monkeypatch):
+    """Also of a phase that does not advance."""
+    monkeypatch.setattr(console, "EVERY", 0.2)
+    file = io.StringIO()
+    shown = console.ConsoleProgress(3, ["solver"], plain=True)
+    shown.console.file = file
+    shown.watch(
+        lambda: Meter(calls=7, in_flight=2, usd=0.5), lambda: Load((1,), (2,), 60)
     )
+    with shown:
+        shown.start(1, "rollout", 4)()
+        deadline = time.monotonic() + 20
+        while not file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    line = file.getvalue().splitlines()[0]
+    assert line.startswith("iteration 1/3 rollout: 1 of 4; ")
+    assert "s; solver 1+2" in line
+    assert line.endswith("judge: 2 in flight, 7 calls, $0.500")
+
+
+def test_an_evaluation_by_itself_has_queues_too():
+    with console.ConsoleProgress(3, ["solver"]) as shown:
+        shown.watch(Meter, lambda: Load((1,), (2,), 0))
+        shown.start(0, "evaluate (trained)", 4)
+        (task,) = shown._bar.tasks
+        assert shown._sampler_text(task) == "solver 1+2"
+        shown.start(0, "judge", 4)
+        assert shown._sampler_text(shown._bar.tasks[-1]) == ""
 
 
 def test_in_ci_lines_are_plain(monkeypatch):
