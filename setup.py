@@ -92,9 +92,12 @@ setup(
         "gcs": ["gcsfs"],  # workdirs and data on gs://
         "dev": [
             "hypothesis",
+            "ipykernel",
             "mkdocs-material",
             "mkdocstrings[python]",
             "mlflow-skinny",
+            "nbclient",
+            "nbformat",
             "openai",
             "playwright",
             "pytest",
