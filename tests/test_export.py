@@ -347,6 +347,59 @@ def test_a_team_file_of_another_kind_is_refused(exported, tmp_path, change, said
         team_file.read_team(tmp_path / "nowhere")
 
 
+@pytest.fixture
+def foreign(exported, tmp_path):
+    """(changes of a group of settings, changes of every agent) -> the folder of a
+    team.json that somebody has edited."""
+
+    def make(settings=None, agents=None, form="merged"):
+        kind = "full" if form == "merged" else "two bases"
+        row = json.loads((exported(kind, form)[1] / "team.json").read_text())
+        for group, changes in (settings or {}).items():
+            row["settings"][group] |= changes
+        for agent in row["agents"].values():
+            agent |= agents or {}
+        (tmp_path / "team.json").write_text(json.dumps(row))
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("group", "edits", "said"),
+    [
+        ("workflow", {"name": "evil.py:TEAM"}, "run the code at workflow.name="),
+        ("workflow", {"name": "os.path:join"}, "run the code at workflow.name="),
+        ("sandbox", {"unsafe": True}, "without walls"),
+        (
+            "sandbox",
+            {"backend": "unsafe_subprocess", "unsafe": True},
+            "sandbox.backend='unsafe_subprocess'",
+        ),
+        (
+            "sandbox",
+            {"backend": "sandbox_fusion", "base_url": "http://evil.example"},
+            "http://evil.example",
+        ),
+    ],
+)
+def test_a_team_file_runs_no_code_and_drops_no_wall(foreign, group, edits, said):
+    folder = foreign({group: edits})
+    with pytest.raises(ConfigError, match=f"{said}.*--trust_team"):
+        team_file.read_team(folder)
+    trusted = team_file.read_team(folder, trusted=True).config
+    for key, value in edits.items():
+        assert getattr(getattr(trusted, group), key) == value
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "..", ".", "", "a/b", "a\\b"])
+def test_folders_of_a_team_file_lie_beside_it(foreign, name):
+    with pytest.raises(ConfigError, match="not the name of a folder beside"):
+        team_file.read_team(foreign(agents={"folder": name}), trusted=True)
+    with pytest.raises(ConfigError, match="not the name of a folder beside"):
+        team_file.read_team(foreign(agents={"base_folder": name}, form="peft"))
+
+
 # -- what others make of it ------------------------------------------------------------
 
 CHAT = [{"role": "user", "content": "What is 2 + 3?"}]
