@@ -23,7 +23,9 @@ _OUT = flags.DEFINE_string(
     "out", None, "The page to write (.html), or a picture of the curves (.png)."
 )
 _SERVE = flags.DEFINE_integer(
-    "serve", None, "Serve the page on this port of 127.0.0.1 instead; 0: any."
+    *("serve", None, "Serve the page on this port of 127.0.0.1 instead; 0: any."),
+    lower_bound=0,
+    upper_bound=65535,
 )
 _CACHE = flags.DEFINE_string(
     "cache_dir", common.CACHE, "Where the models lie whose tokenizers spell the tokens."
