@@ -1,6 +1,7 @@
 """An exported team: the same weights, read back by ourselves and by others."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -306,6 +307,19 @@ def test_an_out_with_something_else_is_refused(exported, tmp_path):
     assert (out / "notes.txt").exists() and (out / "team.json").exists()
     with pytest.raises(ConfigError, match="not a folder"):
         export.check_out(out / "notes.txt")
+
+
+def test_the_current_folder_may_be_written(exported, tmp_path, monkeypatch):
+    """Twice; who stands in it sees the export, and nothing beside it."""
+    team, _ = exported("full")
+    own = tmp_path / "own"
+    own.mkdir()
+    monkeypatch.chdir(own)
+    for _ in range(2):
+        written = write(team, Path())
+        assert {path.name for path in Path().iterdir()} == {*TEAM, "team.json"}
+        assert written["coder"].resolve() == own / "coder"
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 def test_a_failure_leaves_the_earlier_export(exported, tmp_path, monkeypatch):
