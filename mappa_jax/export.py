@@ -18,6 +18,7 @@ from mappa_jax import assemble
 from mappa_jax.config import Config, ConfigError
 from mappa_jax.model_card import make_card
 from mappa_jax.models import peft, policy
+from mappa_jax.records import read_evaluations
 from mappa_jax.team_file import NAME, Exported, describe, is_export
 
 BASELINES = ("untrained", "single")  # of launch/evaluate.py: beside the trained team
@@ -62,13 +63,13 @@ def check_kind(config: Config, kind: str) -> None:
 
 
 def read_results(workdir: Path, step: int) -> list[dict[str, Any]]:
-    """The last evaluation of the team at `step`, and of each baseline."""
-    path = workdir / "evaluations.jsonl"
-    if not path.exists():
-        return []
+    """The last evaluation of the team at `step`, and of each baseline.
+
+    Raises:
+      RecordError: evaluations.jsonl is damaged.
+    """
     found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_evaluations(workdir):
         label = "trained" if row["label"] == "team" else row["label"]
         if row["label"] in BASELINES or row["step"] == step:
             found[label] = row | {"label": label}

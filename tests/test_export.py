@@ -17,6 +17,7 @@ from mappa_jax.models import hf, peft, policy, registry
 from mappa_jax.models.config import ModelConfig, ModelError, Rope
 from mappa_jax.models.decoder import Decoder, logits
 from mappa_jax.parallel import mesh
+from mappa_jax.records import RecordError
 from mappa_jax.sampling.team import Address, EpisodeTeam
 from mappa_jax.types import Message, Task
 
@@ -291,6 +292,11 @@ def test_results_are_of_that_step_and_of_the_baselines(tmp_path):
         ("untrained", 0),
     ]
     assert export.read_results(tmp_path / "nowhere", 7) == []
+    path.write_text(path.read_text() + '{"step": 7, "la')  # it is being written
+    assert export.read_results(tmp_path, 7) == found
+    path.write_text("{broken\n" + path.read_text())
+    with pytest.raises(RecordError, match=r"evaluations\.jsonl:1: "):
+        export.read_results(tmp_path, 7)
 
 
 def test_an_out_with_something_else_is_refused(exported, tmp_path):
