@@ -14,6 +14,7 @@ import difflib
 import functools
 import itertools
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -574,6 +575,8 @@ def _check(config: Config) -> None:
 
     if not config.agents:
         refuse("agents", "the team needs at least one agent")
+    for name in config.agents:
+        _check_name(name, refuse)
     for key, (low, high) in BOUNDS.items():
         value = functools.reduce(getattr, key.split("."), config)
         if not low <= value <= high:
@@ -664,6 +667,23 @@ def _check(config: Config) -> None:
     positive("eval.samples", config.eval.samples)
     if not 0 <= config.eval.pass_k <= config.eval.samples:
         refuse("eval.pass_k", f"must be in 0..eval.samples={config.eval.samples}")
+
+
+def _check_name(name: str, refuse: Callable[[str, str], Any]) -> None:
+    """An agent's name is that of a folder beside others (mappa_jax/export.py), and
+    stands beside the team's own where a client asks for one."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        refuse(
+            "agents",
+            f"an agent cannot be called {name!r}: use letters, digits, _ and - only",
+        )
+    if name == "team" or name.startswith("base"):
+        refuse(
+            "agents",
+            f"an agent cannot be called {name!r}: 'team' is the whole team where it is "
+            "served, and what starts with 'base' is a base where it is exported; "
+            "choose another name",
+        )
 
 
 # Of AgentConfig: what a set of weights can have but once.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -86,12 +85,15 @@ def anchor_rounds(config: JudgeConfig, start: int, steps: int) -> int:
 
 
 def read_drift(path: Path) -> list[dict[str, float]]:
-    """What metrics.jsonl says of the anchors: the iterations that judged them again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    """What metrics.jsonl says of the anchors: the iterations that judged them again.
+
+    Raises:
+      RecordError: a line is damaged.
+    """
     names = ("drift", "drift_abs")
     return [
         {"step": row["step"]} | {name: row[f"judge/{name}"] for name in names}
-        for row in map(json.loads, lines)
+        for row in records.read_rows(path, ("step",))
         if "judge/drift" in row
     ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,8 +96,7 @@ async def evaluate(
     if workdir is None:
         return out
     line = {"step": step, "label": label or "team", "sources": out}
-    with (workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    records.append_row(workdir / "evaluations.jsonl", line)
     return out
 
 

@@ -18,6 +18,7 @@ from mappa_jax import assemble
 from mappa_jax.config import Config, ConfigError
 from mappa_jax.model_card import make_card
 from mappa_jax.models import peft, policy
+from mappa_jax.records import read_evaluations
 from mappa_jax.team_file import NAME, Exported, describe, is_export
 
 BASELINES = ("untrained", "single")  # of launch/evaluate.py: beside the trained team
@@ -62,13 +63,13 @@ def check_kind(config: Config, kind: str) -> None:
 
 
 def read_results(workdir: Path, step: int) -> list[dict[str, Any]]:
-    """The last evaluation of the team at `step`, and of each baseline."""
-    path = workdir / "evaluations.jsonl"
-    if not path.exists():
-        return []
+    """The last evaluation of the team at `step`, and of each baseline.
+
+    Raises:
+      RecordError: evaluations.jsonl is damaged.
+    """
     found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_evaluations(workdir):
         label = "trained" if row["label"] == "team" else row["label"]
         if row["label"] in BASELINES or row["step"] == step:
             found[label] = row | {"label": label}
@@ -108,7 +109,8 @@ def write_team(
     """
     check_out(out)
     check_kind(config, kind)
-    part = out.with_name(out.name + ".part")
+    place = out.resolve()  # "." has no name
+    part = place.with_name(place.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -122,20 +124,30 @@ def write_team(
             (folder / "README.md").write_text(card, encoding="utf-8")
         row = describe(config, folders=folders, bases=bases, **told)
         (part / NAME).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-        _put(part, out)
+        _put(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return {name: out / folder for name, folder in folders.items()}
 
 
 def _put(part: Path, out: Path) -> None:
-    """Moves `part` to `out`; what was there is removed once it is."""
+    """Moves `part` to `out`; what was there is removed once it is. A folder that is
+    there stays the same one: somebody may stand in it."""
+    if not out.exists():
+        part.rename(out)
+        return
     old = out.with_name(out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    part.rename(out)
+    old.mkdir()
+    _move_all(out, old)
+    _move_all(part, out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _move_all(here: Path, there: Path) -> None:
+    """Moves what is in a folder to another; team.json, which makes it a team, last."""
+    for path in sorted(here.iterdir(), key=lambda path: path.name == NAME):
+        path.rename(there / path.name)
 
 
 def _write_bases(

@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,53 @@ def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def read_rows(path: pathlib.Path, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; none where there is no file.
+
+    A last line without its end is left out: a run that goes on is writing it.
+
+    Raises:
+      RecordError: another line is not an object with the `needed` keys.
+    """
+    if not path.exists():
+        return []
+    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [_row(path, n, line, needed) for n, line in enumerate(whole, 1) if line]
+
+
+def _row(
+    path: pathlib.Path, number: int, line: str, needed: Sequence[str]
+) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as e:
+        raise RecordError(f"{path}:{number}: not JSON ({e}); mend the line") from e
+    lacking = [k for k in needed if not isinstance(row, dict) or k not in row]
+    if lacking:
+        raise RecordError(
+            f"{path}:{number}: no {', '.join(lacking)} in this line; mend or remove it"
+        )
+    return row
+
+
+def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
+    """Adds a JSON value as a line of its own; a torn last line is cut off first."""
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def read_evaluations(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of evaluations.jsonl; of an evaluation that was made again, the last.
+
+    Raises:
+      RecordError: a line is damaged.
+    """
+    rows = read_rows(workdir / "evaluations.jsonl", ("step", "label", "sources"))
+    return [*{(row["label"], row["step"]): row for row in rows}.values()]
 
 
 def read_trajectories(path: str | os.PathLike[str]) -> list[Trajectory]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mappa_jax.config import ConfigError
+from mappa_jax.records import read_evaluations, read_rows
 
 KEYS = {"config", "conditions", "seeds"}
 
@@ -129,14 +129,13 @@ def read_curve(workdir: Path, per_step: int) -> Curve | None:
     Args:
       workdir: of the run.
       per_step: trajectories of an iteration.
+
+    Raises:
+      RecordError: a line is damaged.
     """
-    path = workdir / "evaluations.jsonl"
-    if not path.exists():
-        return None
-    rows = [row for row in _lines(path) if row["label"] == "team"]
-    metrics = workdir / "metrics.jsonl"
+    rows = [row for row in read_evaluations(workdir) if row["label"] == "team"]
     sampled = {0: 0.0}
-    for row in _lines(metrics) if metrics.exists() else ():
+    for row in read_rows(workdir / "metrics.jsonl", ("step", "tokens/new")):
         sampled[row["step"]] = sampled[row["step"] - 1] + row["tokens/new"]
     if not rows:
         return None
@@ -150,10 +149,6 @@ def read_curve(workdir: Path, per_step: int) -> Curve | None:
         success=np.mean([*by_source.values()], axis=0),
         by_source=by_source,
     )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def rollouts_to(curve: Curve, success: float) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 
 from mappa_jax import per_agent
 from mappa_jax.config import Config, ConfigError, resolve, to_dict
+from mappa_jax.plugins import is_plugin
 from mappa_jax.workflows import find_workflow
 from mappa_jax.workflows.base import seated
 
@@ -126,11 +127,17 @@ def is_export(folder: Path) -> bool:
         return False
 
 
-def read_team(folder: Path) -> Exported:
+def read_team(folder: Path, *, trusted: bool = False) -> Exported:
     """The team that lies in `folder`.
 
+    Args:
+      folder: that launch/export.py wrote, perhaps of somebody else.
+      trusted: whether its team.json may name code to be run, and a sandbox without
+        walls or elsewhere.
+
     Raises:
-      ConfigError: there is none, it is damaged, or of another version.
+      ConfigError: there is none, it is damaged, of another version, or asks for what
+        needs trust.
     """
     path = folder / NAME
     try:
@@ -149,7 +156,10 @@ def read_team(folder: Path) -> Exported:
             "export the team again"
         )
     try:
-        return _decode(folder, row)
+        team = _decode(folder, row)
+        if not trusted:
+            _refuse_trust(team.config)
+        return team
     except ConfigError as e:
         raise ConfigError(f"{path}: {e}") from e
     except (KeyError, TypeError, AttributeError, ValueError) as e:
@@ -158,7 +168,7 @@ def read_team(folder: Path) -> Exported:
 
 def _decode(folder: Path, row: Mapping[str, Any]) -> Exported:
     (kind,) = {agent["kind"] for agent in row["agents"].values()}
-    folders = {name: folder / a["folder"] for name, a in row["agents"].items()}
+    folders = {n: _inside(folder, a["folder"]) for n, a in row["agents"].items()}
     settings = dict(row["settings"])
     if kind == "merged" and settings["mode"] == "lora":
         settings["mode"] = "full"
@@ -169,7 +179,7 @@ def _decode(folder: Path, row: Mapping[str, Any]) -> Exported:
             agents[name] |= {"model": str(folders[name]), "trainable": False}
         else:
             base = agent["base_folder"]
-            model = agent["base"] if base is None else str(folder / base)
+            model = agent["base"] if base is None else str(_inside(folder, base))
             agents[name] |= {"model": model, "lora_rank": agent["lora_rank"]}
     longest = max(agent["max_new_tokens"] for agent in agents.values())
     context = settings["sampler"]["context"]
@@ -180,3 +190,37 @@ def _decode(folder: Path, row: Mapping[str, Any]) -> Exported:
     }
     config = resolve({"agents": agents} | settings | training)
     return Exported(config, kind, folders, row["run"]["step"], row["run"])
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The folder of that plain name in `folder`.
+
+    Raises:
+      ConfigError: the name leads elsewhere.
+    """
+    if name in ("", ".", "..") or not set(name).isdisjoint("/\\\0"):
+        raise ConfigError(f"{name!r} is not the name of a folder beside {NAME}")
+    return folder / name
+
+
+def _refuse_trust(config: Config) -> None:
+    """Refuses what a file of data may not decide: which code runs on this machine, and
+    behind which walls. Nothing is loaded to find out."""
+    name, sandbox = config.workflow.name, config.sandbox
+    asked = []
+    if is_plugin(name):
+        asked.append(f"run the code at workflow.name={name!r}")
+    if sandbox.unsafe or sandbox.backend == "unsafe_subprocess":
+        asked.append(
+            f"run agents' programs without walls (sandbox.backend={sandbox.backend!r}, "
+            f"sandbox.unsafe={sandbox.unsafe})"
+        )
+    if sandbox.backend == "sandbox_fusion":
+        asked.append(
+            f"send agents' programs and files to sandbox.base_url={sandbox.base_url!r}"
+        )
+    if asked:
+        raise ConfigError(
+            f"the team wants to {' and to '.join(asked)}; add --trust_team if you "
+            "trust whoever wrote it"
+        )

@@ -111,6 +111,9 @@ class ScriptedTools:
         self.workspaces += 1
         yield self
 
+    async def forget(self, files: Mapping[str, str]) -> None:
+        """Nothing is kept."""
+
     async def read(self, name: str, most: int) -> bytes | None:
         content = self.files.get(name)
         if content is not None and len(content) > most:

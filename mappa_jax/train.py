@@ -18,7 +18,6 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -201,13 +200,16 @@ def _evaluates(config: Config, step: int) -> bool:
 
 
 def owes_evaluation(config: Config, workdir: Path, step: int) -> bool:
-    """Whether an evaluation after `step` iterations is due and was not finished."""
-    path = workdir / "evaluations.jsonl"
+    """Whether an evaluation after `step` iterations is due and was not finished.
+
+    Raises:
+      RecordError: evaluations.jsonl is damaged.
+    """
     if not _evaluates(config, step):
         return False
-    if step == 0 or not path.exists():
+    if step == 0:
         return True
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    rows = records.read_evaluations(workdir)
     return not any(row["step"] == step and row["label"] == "team" for row in rows)
 
 

@@ -182,6 +182,21 @@ def test_an_impossible_value_is_named(key, value):
     assert str(e.value).startswith(f"config.{named}")
 
 
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "", ".", "a b", "a.b", "é", "a\n", "team", "base", "base-2"]
+)
+def test_a_name_that_no_folder_or_model_can_have_is_refused(name):
+    agents = {"agents": {name: dataclasses.asdict(AgentConfig())}}
+    with pytest.raises(ConfigError, match="config.agents: an agent cannot be called"):
+        resolve(plain() | agents)
+
+
+@pytest.mark.parametrize("name", ["solver", "Solver_2", "team-lead", "abase", "7"])
+def test_a_name_of_letters_and_digits_is_taken(name):
+    agents = {"agents": {name: dataclasses.asdict(AgentConfig())}}
+    assert [*resolve(plain() | agents).agents] == [name]
+
+
 def test_a_cut_distribution_trains_with_recomputed_logprobs():
     changes = {"agents__solver__top_p": 0.9, "objective__old_logprobs": "recompute"}
     assert resolve(plain(**changes)).agents["solver"].top_p == 0.9

@@ -1,6 +1,7 @@
 """An exported team: the same weights, read back by ourselves and by others."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -16,6 +17,7 @@ from mappa_jax.models import hf, peft, policy, registry
 from mappa_jax.models.config import ModelConfig, ModelError, Rope
 from mappa_jax.models.decoder import Decoder, logits
 from mappa_jax.parallel import mesh
+from mappa_jax.records import RecordError
 from mappa_jax.sampling.team import Address, EpisodeTeam
 from mappa_jax.types import Message, Task
 
@@ -290,6 +292,11 @@ def test_results_are_of_that_step_and_of_the_baselines(tmp_path):
         ("untrained", 0),
     ]
     assert export.read_results(tmp_path / "nowhere", 7) == []
+    path.write_text(path.read_text() + '{"step": 7, "la')  # it is being written
+    assert export.read_results(tmp_path, 7) == found
+    path.write_text("{broken\n" + path.read_text())
+    with pytest.raises(RecordError, match=r"evaluations\.jsonl:1: "):
+        export.read_results(tmp_path, 7)
 
 
 def test_an_out_with_something_else_is_refused(exported, tmp_path):
@@ -306,6 +313,19 @@ def test_an_out_with_something_else_is_refused(exported, tmp_path):
     assert (out / "notes.txt").exists() and (out / "team.json").exists()
     with pytest.raises(ConfigError, match="not a folder"):
         export.check_out(out / "notes.txt")
+
+
+def test_the_current_folder_may_be_written(exported, tmp_path, monkeypatch):
+    """Twice; who stands in it sees the export, and nothing beside it."""
+    team, _ = exported("full")
+    own = tmp_path / "own"
+    own.mkdir()
+    monkeypatch.chdir(own)
+    for _ in range(2):
+        written = write(team, Path())
+        assert {path.name for path in Path().iterdir()} == {*TEAM, "team.json"}
+        assert written["coder"].resolve() == own / "coder"
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 def test_a_failure_leaves_the_earlier_export(exported, tmp_path, monkeypatch):
@@ -345,6 +365,59 @@ def test_a_team_file_of_another_kind_is_refused(exported, tmp_path, change, said
         team_file.read_team(tmp_path)
     with pytest.raises(ConfigError, match="not a team that"):
         team_file.read_team(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def foreign(exported, tmp_path):
+    """(changes of a group of settings, changes of every agent) -> the folder of a
+    team.json that somebody has edited."""
+
+    def make(settings=None, agents=None, form="merged"):
+        kind = "full" if form == "merged" else "two bases"
+        row = json.loads((exported(kind, form)[1] / "team.json").read_text())
+        for group, changes in (settings or {}).items():
+            row["settings"][group] |= changes
+        for agent in row["agents"].values():
+            agent |= agents or {}
+        (tmp_path / "team.json").write_text(json.dumps(row))
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("group", "edits", "said"),
+    [
+        ("workflow", {"name": "evil.py:TEAM"}, "run the code at workflow.name="),
+        ("workflow", {"name": "os.path:join"}, "run the code at workflow.name="),
+        ("sandbox", {"unsafe": True}, "without walls"),
+        (
+            "sandbox",
+            {"backend": "unsafe_subprocess", "unsafe": True},
+            "sandbox.backend='unsafe_subprocess'",
+        ),
+        (
+            "sandbox",
+            {"backend": "sandbox_fusion", "base_url": "http://evil.example"},
+            "http://evil.example",
+        ),
+    ],
+)
+def test_a_team_file_runs_no_code_and_drops_no_wall(foreign, group, edits, said):
+    folder = foreign({group: edits})
+    with pytest.raises(ConfigError, match=f"{said}.*--trust_team"):
+        team_file.read_team(folder)
+    trusted = team_file.read_team(folder, trusted=True).config
+    for key, value in edits.items():
+        assert getattr(getattr(trusted, group), key) == value
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "..", ".", "", "a/b", "a\\b"])
+def test_folders_of_a_team_file_lie_beside_it(foreign, name):
+    with pytest.raises(ConfigError, match="not the name of a folder beside"):
+        team_file.read_team(foreign(agents={"folder": name}), trusted=True)
+    with pytest.raises(ConfigError, match="not the name of a folder beside"):
+        team_file.read_team(foreign(agents={"base_folder": name}, form="peft"))
 
 
 # -- what others make of it ------------------------------------------------------------

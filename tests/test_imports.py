@@ -9,7 +9,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HOST = (
     "types text workflows tools judges data tabular answers answer_process "
     "answer_worker records statistics config metrics testing traces plugins loggers "
-    "team_file model_card report versions"
+    "team_file model_card report versions loopback"
 ).split()
 ARRAYS = "models sampling learning parallel plan".split()
 OUTSIDE = "workflows tools judges data tabular".split()

@@ -174,3 +174,35 @@ def test_a_broken_record_is_named_by_line(tmp_path, line):
         file.write(line)
     with pytest.raises(records.RecordError, match=r"a\.jsonl:2"):
         records.read_trajectories(path)
+
+
+def test_a_torn_last_line_is_left_out_and_another_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert records.read_rows(path, ("step",)) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert records.read_rows(path, ("step",)) == [{"step": 1}, {"step": 2}]
+    for line in ("{broken", "[1]", '{"other": 1}'):
+        path.write_text(f'{{"step": 1}}\n{line}\n')
+        with pytest.raises(records.RecordError, match=r"rows\.jsonl:2: "):
+            records.read_rows(path, ("step",))
+
+
+@pytest.mark.parametrize("torn", ["", '{"st'])
+def test_a_row_is_added_as_a_line_of_its_own(tmp_path, torn):
+    path = tmp_path / "rows.jsonl"
+    records.append_row(path, {"step": 1})
+    path.write_text(path.read_text() + torn)
+    records.append_row(path, {"step": 2})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_of_an_evaluation_that_was_made_again_the_last_counts(tmp_path):
+    def row(label, step, avg):
+        return {"label": label, "step": step, "sources": {"x": {"avg": avg}}}
+
+    made = [row("team", 0, 0.1), row("team", 2, 0.2), row("trained", 2, 0.3)]
+    again = [row("trained", 2, 0.4), row("team", 2, 0.5)]
+    for one in (*made, *again):
+        records.append_row(tmp_path / "evaluations.jsonl", one)
+    found = records.read_evaluations(tmp_path)
+    assert sorted(found, key=str) == sorted([made[0], *again], key=str)

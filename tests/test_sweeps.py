@@ -10,6 +10,7 @@ import scripts
 
 from mappa_jax import sweeps
 from mappa_jax.config import ConfigError, resolve
+from mappa_jax.records import RecordError
 from mappa_jax.sweeps import Curve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,6 +125,16 @@ def test_a_curve_is_of_the_teams_evaluations(tmp_path):
     alone = sweeps.of_source({"a": {0: found}}, "x")["a"][0]
     assert alone.success.tolist() == [0.2, 0.6]
     assert alone.rollouts.tolist() == [0, 16]
+    for name in ("evaluations.jsonl", "metrics.jsonl"):
+        path = tmp_path / name
+        whole = path.read_text()
+        path.write_text(whole + '{"step": 3, "la')  # it is being written
+        again = sweeps.read_curve(tmp_path, 8)
+        assert again.success.tolist() == [0.1, 0.3]
+        path.write_text("{broken\n" + whole)
+        with pytest.raises(RecordError, match=rf"{name}:1: "):
+            sweeps.read_curve(tmp_path, 8)
+        path.write_text(whole)
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

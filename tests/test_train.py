@@ -24,6 +24,7 @@ from mappa_jax.config import CheckpointConfig, ConfigError, EvalConfig, resolve
 from mappa_jax.data import load_data
 from mappa_jax.hosts import OneHost
 from mappa_jax.metrics import MetricWriter
+from mappa_jax.records import RecordError
 from mappa_jax.testing import ScriptedJudge, Silent
 from mappa_jax.train import TooManyMissing, check_best, owes_evaluation, train
 from mappa_jax.types import Verdict
@@ -649,6 +650,19 @@ def test_a_run_cancelled_in_its_evaluation_saves_the_iteration(live, loop, tmp_p
     line["label"] = "team"
     (tmp_path / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
     assert not owes_evaluation(config, tmp_path, 2)
+
+
+def test_a_torn_evaluation_is_owed_and_a_damaged_file_named(tiny, tmp_path):
+    config = resolve(tiny({"steps": 2, "eval.at_end": True}))
+    path = tmp_path / "evaluations.jsonl"
+    line = json.dumps({"step": 2, "label": "team", "sources": {}})
+    path.write_text(line[:-4])
+    assert owes_evaluation(config, tmp_path, 2)
+    path.write_text(f"{line}\n{line[:-4]}")
+    assert not owes_evaluation(config, tmp_path, 2)
+    path.write_text(f"{line[:-4]}\n{line}\n")
+    with pytest.raises(RecordError, match=r"evaluations\.jsonl:1: "):
+        owes_evaluation(config, tmp_path, 2)
 
 
 def test_a_damaged_config_json_is_named(tmp_path):

@@ -17,6 +17,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
 _TEAM = flags.DEFINE_string(
     "team", None, "Instead of it, a folder that launch/export.py has written."
 )
+_TRUST = flags.DEFINE_bool(
+    *("trust_team", False),
+    "Let --team run a workflow of its own, and choose a sandbox without walls.",
+)
 _STEP = flags.DEFINE_string(
     "step", "", "Of a run, which checkpoint: a number, or best; empty: the latest."
 )
@@ -55,10 +59,13 @@ def read_source() -> Source:
         raise ConfigError("give --workdir, or --team (an export), and not both")
     if _TEAM.value is not None and _STEP.value:
         raise ConfigError("--step is for --workdir; an export has one step")
+    if _TRUST.value and _TEAM.value is None:
+        raise ConfigError("--trust_team is for --team")
     cache = Path(_CACHE.value).expanduser()
     workdir = exported = None
     if _TEAM.value is not None:
-        exported = read_team(Path(_TEAM.value).expanduser())
+        folder = Path(_TEAM.value).expanduser()
+        exported = read_team(folder, trusted=_TRUST.value)
         config = exported.config
     else:
         workdir = common.open_workdir(_WORKDIR.value, cache)

@@ -23,7 +23,9 @@ _OUT = flags.DEFINE_string(
     "out", None, "The page to write (.html), or a picture of the curves (.png)."
 )
 _SERVE = flags.DEFINE_integer(
-    "serve", None, "Serve the page on this port of 127.0.0.1 instead; 0: any."
+    *("serve", None, "Serve the page on this port of 127.0.0.1 instead; 0: any."),
+    lower_bound=0,
+    upper_bound=65535,
 )
 _CACHE = flags.DEFINE_string(
     "cache_dir", common.CACHE, "Where the models lie whose tokenizers spell the tokens."
@@ -58,13 +60,13 @@ def main(argv: list[str]) -> None:
 
 def _picture(workdir: Path, out: Path) -> None:
     from mappa_jax.config import ConfigError
+    from mappa_jax.records import read_evaluations, read_rows
     from mappa_jax.report.picture import draw
-    from mappa_jax.report.workdir import read_rows
 
     metrics = read_rows(workdir / "metrics.jsonl", ("step",))
     if not metrics:
         raise ConfigError(f"{workdir}/metrics.jsonl is missing: nothing to draw yet")
-    draw(metrics, read_rows(workdir / "evaluations.jsonl", ("label", "sources")), out)
+    draw(metrics, read_evaluations(workdir), out)
 
 
 def _write(workdir: Path, out: Path) -> None:

@@ -66,7 +66,7 @@ def _read_key() -> str | None:
         send it.
     """
     from mappa_jax.config import ConfigError
-    from mappa_jax.serving.app import is_loopback
+    from mappa_jax.loopback import is_loopback
 
     key = os.environ.get(KEY) or None
     if key is None and not is_loopback(_HOST.value):

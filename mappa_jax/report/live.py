@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from mappa_jax.config import ConfigError
+from mappa_jax.loopback import asks_loopback
 from mappa_jax.records import RecordError
 from mappa_jax.report.build import Builder, Report, stamps
 from mappa_jax.report.page import parts
 
 HOST = "127.0.0.1"
-NAMES = (HOST, "localhost")
 
 
 class Live:
@@ -72,7 +72,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 async def own_names_only(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuses a request that came under another name: a page elsewhere whose name has
     been pointed at this machine."""
-    if request.host.rpartition(":")[0] not in NAMES:
+    if not asks_loopback(request.host):
         raise web.HTTPForbidden(text="served to this machine only")
     response = await handler(request)
     response.headers["Cache-Control"] = "no-store"

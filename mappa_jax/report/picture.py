@@ -30,7 +30,11 @@ def draw(
     success.plot(steps, values, marker=".", color="0.6", label="training batch")
     held_out = [row for row in evaluations if row["label"] == "team"]
     for source in dict.fromkeys(s for row in held_out for s in row["sources"]):
-        rows = [(r["step"], r["sources"][source]) for r in held_out]
+        rows = [
+            (r["step"], r["sources"][source])
+            for r in held_out
+            if source in r["sources"]
+        ]
         middle = [r["avg"] for _, r in rows]
         low = [r["avg"] - r["avg_low"] for _, r in rows]
         high = [r["avg_high"] - r["avg"] for _, r in rows]

@@ -10,7 +10,7 @@ from typing import Any
 
 from mappa_jax import records, versions
 from mappa_jax.config import ConfigError
-from mappa_jax.records import RecordError
+from mappa_jax.records import RecordError, read_evaluations, read_rows
 from mappa_jax.types import Trajectory
 
 TRAINING = "training"
@@ -44,7 +44,7 @@ class RunFiles:
       folder: the workdir.
       config: config.json.
       metrics: lines of metrics.jsonl.
-      evaluations: lines of evaluations.jsonl.
+      evaluations: lines of evaluations.jsonl (`read_evaluations`).
       starts: lines of versions.jsonl.
       files: trajectories, training first, in the order of the steps.
       undone: names of trajectory files of iterations that the run has gone back on.
@@ -67,7 +67,7 @@ def read_run(folder: Path) -> RunFiles:
       RecordError: a line is damaged; file and line are named.
     """
     metrics = read_rows(folder / "metrics.jsonl", ("step",))
-    evaluations = read_rows(folder / "evaluations.jsonl", ("step", "label", "sources"))
+    evaluations = read_evaluations(folder)
     found = record_files(folder, evaluations)
     if not (metrics or evaluations or found):
         raise ConfigError(
@@ -84,33 +84,6 @@ def read_run(folder: Path) -> RunFiles:
         files=tuple(kept),
         undone=tuple(file.path.name for file in found if file not in kept),
     )
-
-
-def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; none where there is no file.
-
-    A last line without its end is left out: a run that goes on is writing it.
-
-    Raises:
-      RecordError: another line is not an object with the `needed` keys.
-    """
-    if not path.exists():
-        return []
-    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [_row(path, n, line, needed) for n, line in enumerate(whole, 1) if line]
-
-
-def _row(path: Path, number: int, line: str, needed: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as e:
-        raise RecordError(f"{path}:{number}: not JSON ({e}); mend the line") from e
-    lacking = [k for k in needed if not isinstance(row, dict) or k not in row]
-    if lacking:
-        raise RecordError(
-            f"{path}:{number}: no {', '.join(lacking)} in this line; mend or remove it"
-        )
-    return row
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import logging
 import secrets
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from mappa_jax.loopback import asks_loopback
 from mappa_jax.serving import episodes, replies, streaming
 from mappa_jax.serving.errors import ApiError
 from mappa_jax.serving.limits import Admission, Limits
@@ -239,23 +238,10 @@ def _errors(service: Service):
 def _check_host(service: Service, http: web.Request) -> None:
     """Without a key only names of this machine: else a page whose name is made to
     point here could read the answers."""
-    if not service.keyless:
-        return
-    name = urlsplit(f"//{http.host}").hostname or ""
-    if not is_loopback(name):
+    if service.keyless and not asks_loopback(http.host):
         raise ApiError(
-            403, f"the host {name[:80]!r} is not this machine", code="wrong_host"
+            403, f"the host {http.host[:80]!r} is not this machine", code="wrong_host"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _digest(key: str) -> bytes:

@@ -24,6 +24,7 @@ from mappa_jax.sampling.team import Address, EpisodeTeam, Seat
 from mappa_jax.serving.errors import ApiError, invalid, too_long
 from mappa_jax.serving.partial import cut
 from mappa_jax.serving.protocol import ChatRequest
+from mappa_jax.tools import Sandbox
 from mappa_jax.types import Action, Message, Outcome, Task
 from mappa_jax.workflows.datascience import SUBMISSION
 
@@ -238,7 +239,7 @@ async def _of_team(served, request, choice, seed, watch) -> Answer:
     def on_action(_: int, action: Action) -> None:
         watch.action(action)
 
-    async with _written(request.files or {}) as files:
+    async with _written(request.files or {}, stage.tools) as files:
         task = _task(request, task_text(request.chat()), files)
         address = _address(request, task, choice, seed)
         trajectory = await play(stage, address, on_action)
@@ -274,8 +275,11 @@ class _Keeper:
 
 
 @contextlib.asynccontextmanager
-async def _written(files: dict[str, str]) -> AsyncIterator[dict[str, str]]:
-    """The files on disk, name -> path, while they are needed."""
+async def _written(
+    files: dict[str, str], tools: Sandbox
+) -> AsyncIterator[dict[str, str]]:
+    """The files on disk, name -> path, while they are needed: `tools` may not keep
+    them either, as no other answer has the same."""
     if not files:
         yield {}
         return
@@ -287,4 +291,8 @@ async def _written(files: dict[str, str]) -> AsyncIterator[dict[str, str]]:
                 path.write_text(files[name], encoding="utf-8")
 
         await asyncio.to_thread(write)
-        yield {name: str(path) for name, path in paths.items()}
+        given = {name: str(path) for name, path in paths.items()}
+        try:
+            yield given
+        finally:
+            await tools.forget(given)

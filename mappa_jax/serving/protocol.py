@@ -30,6 +30,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "service_tier": (None, "auto", "default"),
 }
 PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_ .-]{0,99}$"
+MOST_FILES = 100  # each is a file on the disk, however empty
 
 
 class _Body(pydantic.BaseModel):
@@ -70,6 +71,9 @@ class StreamOptions(_Body):
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Stop = Annotated[str, Field(min_length=1, max_length=200)]
 
+_FileName = Annotated[str, Field(pattern=PLAIN_NAME)]
+_Files = Annotated[dict[_FileName, str], Field(max_length=MOST_FILES)]
+
 
 class ChatRequest(_Body):
     """The body of POST /v1/chat/completions.
@@ -94,7 +98,7 @@ class ChatRequest(_Body):
     user: str | None = None
     metadata: dict[str, str] | None = None
     trace: bool = False
-    files: dict[Annotated[str, Field(pattern=PLAIN_NAME)], str] | None = None
+    files: _Files | None = None
 
     @property
     def choices(self) -> int:

@@ -72,6 +72,14 @@ class Sandbox(Protocol):
           SandboxError: an input file cannot be read, or has no plain name.
         """
 
+    async def forget(self, files: Mapping[str, str]) -> None:
+        """Frees what is kept of input files for the next work folder that is given the
+        same ones. Until then they may be kept, as they are in training.
+
+        Args:
+          files: as `workspace` was given them; none of its work folders is open.
+        """
+
     async def aclose(self) -> None:
         """Releases what the sandbox holds. No workspace may be open."""
 

@@ -98,6 +98,9 @@ class FusionSandbox:
             ) from error
         yield FusionWorkspace(self._config, self, inputs, first)
 
+    async def forget(self, files: Mapping[str, str]) -> None:
+        """Nothing is kept: a work folder has read its input files."""
+
     async def aclose(self) -> None:
         """See `Sandbox.aclose`."""
         if self._session is not None:

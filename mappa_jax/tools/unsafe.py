@@ -66,6 +66,9 @@ class UnsafeSubprocess:
         finally:
             await asyncio.to_thread(_remove, folder)
 
+    async def forget(self, files: Mapping[str, str]) -> None:
+        """Nothing is kept: a work folder has links to its input files."""
+
     async def aclose(self) -> None:
         """Nothing is held between runs."""
 

@@ -86,6 +86,11 @@ class WalledSandbox:
         finally:
             holder.close()
 
+    async def forget(self, files: Mapping[str, str]) -> None:
+        """See `Sandbox.forget`."""
+        if self._server is not None:
+            await self._server.forget(files)
+
     async def aclose(self) -> None:
         """See `Sandbox.aclose`."""
         if self._server is not None:
@@ -203,7 +208,7 @@ class _Server:
 
     async def _stage(self, files: Mapping[str, str]) -> str:
         """The name of a folder under /inputs that holds `files`."""
-        key = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
+        key = _key(files)
         if key not in self._staged:
             put = asyncio.to_thread(_put, self._folder / key, dict(files))
             self._staged[key] = asyncio.create_task(put)
@@ -217,6 +222,17 @@ class _Server:
                 f"task file {error.filename}: {error.strerror}"
             ) from error
         return key
+
+    async def forget(self, files: Mapping[str, str]) -> None:
+        """Removes the folder that `_stage` has made, if it has."""
+        key = _key(files)
+        staging = self._staged.pop(key, None)
+        if staging is None:
+            return
+        await asyncio.wait([staging])  # it goes on where who asked for it was cancelled
+        if staging.exception() is None:
+            with contextlib.suppress(FileNotFoundError):  # by now the server was closed
+                await asyncio.to_thread(shutil.rmtree, self._folder / key)
 
     async def aclose(self) -> None:
         self._control.close()
@@ -256,6 +272,11 @@ def _settings(config: SandboxConfig, walls: Bubblewrap) -> dict[str, Any]:
         "scratch_bytes": config.file_mb * MIB,
         "files": config.files,
     }
+
+
+def _key(files: Mapping[str, str]) -> str:
+    """A name for a folder that holds these: equal for equal names and paths."""
+    return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 
 def _put(folder: pathlib.Path, files: Mapping[str, str]) -> None:

@@ -57,3 +57,11 @@ def test_a_run_without_a_checkpoint_is_refused(export, trained, tmp_path):
     shutil.copyfile(trained / "config.json", workdir / "config.json")
     done = export(workdir, tmp_path / "out")
     assert done.returncode == 2 and "train first" in done.stderr
+
+
+def test_a_damaged_line_of_the_results_is_named(export, trained, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    (workdir / "evaluations.jsonl").write_text("{broken\n")
+    done = export(workdir, tmp_path / "out")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "evaluations.jsonl:1: not JSON" in done.stderr

@@ -146,6 +146,13 @@ def test_flags_that_do_not_go_together(launch, flags, said):
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_a_port_that_cannot_be_is_refused(launch, port):
+    done = launch("report.py", "--workdir=docs/arithmetic_run", f"--serve={port}")
+    assert done.returncode and "--serve" in done.stderr
+    assert "[0, 65535]" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_run_is_served_until_it_is_stopped(command):
     made = command("report.py", "--workdir=docs/arithmetic_run", "--serve=0")
     process = subprocess.Popen(stdout=subprocess.PIPE, stderr=subprocess.PIPE, **made)

@@ -11,6 +11,9 @@ import urllib.request
 import openai
 import pytest
 
+from mappa_jax.config import resolve, to_dict
+from mappa_jax.team_file import FORMAT, SAMPLING, SETTINGS, VERSION
+
 TASK = [{"role": "user", "content": "What is 2 + 3?"}]
 
 
@@ -79,6 +82,26 @@ def test_a_key_that_cannot_be_sent_is_refused(launch, trained):
     flags = (f"--workdir={trained}", "--host=0.0.0.0")
     done = launch("serve.py", *flags, env={"MAPPA_SERVE_KEY": "two words"})
     assert done.returncode == 2 and "printable ASCII" in done.stderr
+
+
+def test_a_team_is_not_believed_about_code(launch, tiny, tmp_path):
+    """Its workflow is a file that would leave a mark."""
+    mark = tmp_path / "mark"
+    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w')")
+    plain = to_dict(resolve(tiny()))
+    agent = {"folder": "solver", "kind": "merged", "sampling": {}}
+    agent["sampling"] = {key: plain["agents"]["solver"][key] for key in SAMPLING}
+    settings = {key: plain[key] for key in SETTINGS}
+    settings["workflow"]["name"] = f"{tmp_path / 'evil.py'}:TEAM"
+    row = {"format": FORMAT, "version": VERSION, "agents": {"solver": agent}}
+    row |= {"settings": settings, "run": {"step": 1}}
+    (tmp_path / "team.json").write_text(json.dumps(row))
+    for script in ("serve.py", "chat.py"):
+        done = launch(script, f"--team={tmp_path}")
+        assert done.returncode == 2 and "--trust_team" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and not mark.exists()
+    done = launch("chat.py", f"--team={tmp_path}", "--trust_team")
+    assert done.returncode == 2 and mark.exists(), done.stderr
 
 
 def test_the_terminal(command, trained, cache):

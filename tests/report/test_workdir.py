@@ -1,5 +1,6 @@
 """Reading a folder, whole, half-written or damaged."""
 
+import copy
 import shutil
 
 import pytest
@@ -49,6 +50,16 @@ def test_a_line_that_is_being_written_is_left_out(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "agen')
     assert [row["step"] for row in read_run(run).metrics] == [1, 2, 3]
+
+
+def test_an_evaluation_that_was_made_again_is_shown_once(run, read_json):
+    rows = read_run(run).evaluations
+    again = copy.deepcopy(rows[-1])
+    again["sources"]["sums"]["avg"] = 0.875
+    write_lines(run / "evaluations.jsonl", [*rows, again])
+    shown = read_json(Builder(run).build().overview)["panels"]
+    (series,) = next(p for p in shown if p["id"] == "avg")["series"]
+    assert series["x"] == [0, 3] and series["y"][-1] == 0.875
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl"])

@@ -7,6 +7,9 @@ import json
 import aiohttp
 import pytest
 
+from mappa_jax.serving.errors import ApiError
+from mappa_jax.serving.protocol import MOST_FILES, parse_request
+
 USER = {"role": "user", "content": "What is 2 + 3?"}
 GOOD = {"model": "team", "messages": [USER]}
 
@@ -70,6 +73,7 @@ BODIES = {
     "long unknown key": (body(**{"x" * 5000: 5}), "x" * 80),
     "stream options": (body(stream_options={}), "stream_options"),
     "files for none": (body(files={"a.csv": "1"}), "files"),
+    "many files": (body(files={f"{i}.csv": "" for i in range(101)}), "files"),
     "the team without a task": (message(role="assistant"), "messages"),
     "too long for any context": (message(content="x" * 90_000), "messages"),
     "too long for the context": (message(content="x" * 5000), "messages"),
@@ -105,6 +109,14 @@ async def test_every_one_is_refused_by_name(engine, serve, posted, stream):
             assert len(error["message"]) < 400, name
         assert (await posted(server, json.dumps(GOOD)))[0] == 200
         assert server.service.admission.idle
+
+
+def test_as_many_files_as_may_be():
+    files = {f"{'x' * 96}{i:04}": "" for i in range(MOST_FILES)}
+    assert parse_request(body(files=files).encode()).files == files
+    with pytest.raises(ApiError, match="files: .* at most 100 items") as caught:
+        parse_request(body(files=files | {"one.csv": ""}).encode())
+    assert caught.value.status == 400
 
 
 async def test_a_large_body_is_not_read(engine, serve, posted):

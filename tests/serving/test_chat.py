@@ -1,12 +1,16 @@
 """What OpenAI's own client gets of the team and of its agents."""
 
 import asyncio
+import functools
+import tempfile
 from pathlib import Path
 
 import openai
 import pytest
 
+from mappa_jax.config import SandboxConfig
 from mappa_jax.testing import ScriptedTools
+from mappa_jax.tools import make_sandbox
 from mappa_jax.types import Observation
 
 TASK = [{"role": "user", "content": "What is 2 + 3?"}]
@@ -227,3 +231,30 @@ async def test_data_files_come_with_the_task_and_the_submission_with_the_answer(
         done = await ask(model="team", messages=TASK, extra_body=table)
     assert given == {"train.csv": "x,y\n1,2\n"}
     assert done.model_extra["files"] == [{"submission.csv": "id,y\n1,2\n"}]
+
+
+async def test_nothing_of_the_files_stays_behind_an_answer(
+    make_engine, serve, eventually, tmp_path, monkeypatch
+):
+    """Nor behind one that is given up, in the sandbox of training."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    sandbox = make_sandbox(SandboxConfig(preload=(), wall_seconds=20.0))
+    said = "print(open('train.csv').read())"
+    engine = make_engine(lambda *_: f"```python\n{said}\n```")
+    more = {"files": {"train.csv": "private"}, "trace": True}
+    try:
+        async with serve(engine, sandbox, "datascience") as server:
+            ask = functools.partial(server.create, model="team", messages=TASK)
+            done = await ask(extra_body=more)
+            assert "private" in str(done.model_extra["trace"])
+            await asyncio.gather(*(ask(extra_body=more, n=2) for _ in range(2)))
+            engine.gate.clear()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await ask(extra_body=more)
+            await eventually(lambda: server.service.admission.idle)
+        (folder,) = tmp_path.iterdir()  # of the sandbox, which goes on
+        assert [*folder.iterdir()] == []
+    finally:
+        await sandbox.aclose()
+    assert [*tmp_path.iterdir()] == []

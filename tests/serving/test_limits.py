@@ -109,14 +109,22 @@ async def test_a_key_is_asked_for(engine, serve):
         assert (await health(server))[1] == {"status": "ok"}  # and nothing else
 
 
+OTHERS = (
+    *("evil.example", "evil.example:80", "127.0.0.1.evil.example", "a@127.0.0.1"),
+    *("[", "[::1", "]", "[x]", ":", "127.0.0.1/x"),
+)
+OWN = ("localhost:1", "localhost", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:80")
+
+
 async def test_without_a_key_only_this_machines_names_are_answered(engine, serve):
     """A page of another site may have its own name point here."""
     async with serve(engine) as server, aiohttp.ClientSession() as session:
-        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example"):
-            url = f"{server.url}/v1/models"
+        url = f"{server.url}/v1/models"
+        for host in OTHERS:
             async with session.get(url, headers={"Host": host}) as reply:
-                assert reply.status == 403
-        for host in ("localhost:1", "127.0.0.1", "[::1]:80"):
+                assert reply.status == 403, host
+                assert (await reply.json())["error"]["code"] == "wrong_host"
+        for host in OWN:
             async with session.get(url, headers={"Host": host}) as reply:
                 assert reply.status == 200
                 assert "Access-Control-Allow-Origin" not in reply.headers

@@ -598,6 +598,34 @@ def test_a_missing_input_file_fails_all_who_wait_for_it_and_nobody_later(tmp_pat
     assert asyncio.run(crowd()) == "there\n"
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o600], ids=["linked", "copied"])
+def test_input_files_are_kept_until_they_are_forgotten(tmp_path, monkeypatch, mode):
+    (tmp_path / "a.csv").write_text("secret")
+    (tmp_path / "a.csv").chmod(mode)
+    files = {"a.csv": str(tmp_path / "a.csv")}
+    own = tmp_path / "own"
+    own.mkdir()
+    monkeypatch.setattr(walled_sandbox.tempfile, "tempdir", str(own))
+
+    async def one(sandbox):
+        async with sandbox.workspace(files) as workspace:
+            return (await workspace.run("print(open('a.csv').read())")).stdout
+
+    async def episodes():
+        async with opened(walled) as sandbox:
+            await sandbox.forget(files)  # before there is anything
+            await asyncio.gather(one(sandbox), one(sandbox))
+            kept = [path.name for path in own.glob("*/*/*")]
+            await sandbox.forget(files)
+            left = [*own.glob("*/*")]
+            await sandbox.forget(files)
+            return kept, left, await one(sandbox)
+
+    kept, left, again = asyncio.run(episodes())
+    assert kept == ["a.csv"] and left == [] and again == "secret\n"
+    assert (tmp_path / "a.csv").read_text() == "secret"
+
+
 def test_more_input_files_than_fit_into_a_message_hurt_nobody_else(tmp_path):
     many = {f"{i:04}" + "x" * 100: __file__ for i in range(700)}
 
