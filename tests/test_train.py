@@ -20,10 +20,10 @@ import scripts
 
 from mappa_jax import records
 from mappa_jax.checkpoints import Checkpoints
+from mappa_jax.commands.assembly import open_writer
 from mappa_jax.config import CheckpointConfig, ConfigError, EvalConfig, resolve
 from mappa_jax.data import load_data
 from mappa_jax.hosts import OneHost
-from mappa_jax.metrics import MetricWriter
 from mappa_jax.records import RecordError
 from mappa_jax.testing import ScriptedJudge, Silent
 from mappa_jax.train import TooManyMissing, check_best, owes_evaluation, train
@@ -84,7 +84,7 @@ class Live:
         """Trains from the start into `workdir`; returns the last state, on the host."""
         changed = dataclasses.replace(self.run.config, **config)
         saved = Checkpoints(workdir / "checkpoints", changed.checkpoint)
-        with contextlib.closing(MetricWriter(workdir, 1)) as writer:
+        with contextlib.closing(open_writer(changed, workdir, 1)) as writer:
             run = judged_by(
                 self.run,
                 judge,
