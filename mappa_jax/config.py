@@ -639,24 +639,7 @@ def _check(config: Config) -> None:
         refuse("packing.row_action_tokens", f"must hold an action of {longest} tokens")
     if config.packing.row_tokens < context:
         refuse("packing.row_tokens", f"must be at least sampler.context={context}")
-    sampler = config.sampler
-    if not sampler.prompt_buckets:
-        refuse("sampler.prompt_buckets", "name at least one length")
-    for key in ("prompt_buckets", "extend_buckets"):
-        buckets = getattr(sampler, key)
-        if any(b <= a for a, b in itertools.pairwise((0, *buckets))):
-            refuse(f"sampler.{key}", f"must increase from 1, got {buckets}")
-        if buckets and context < buckets[-1]:
-            refuse("sampler.context", f"must be at least the last of sampler.{key}")
-    widths = config.sampler.widths
-    if any(b <= a for a, b in itertools.pairwise((0, *widths, config.sampler.slots))):
-        refuse(
-            "sampler.widths",
-            f"must increase from 1 to below sampler.slots={config.sampler.slots}, got "
-            f"{widths}",
-        )
-    if context % config.sampler.cache_block:
-        refuse("sampler.context", "must be a multiple of sampler.cache_block")
+    _check_sampler(config.sampler, refuse)
     _check_weights(config, refuse)
     if config.mode == "lora":
         positive("lora.rank", config.lora.rank)
@@ -667,6 +650,27 @@ def _check(config: Config) -> None:
     positive("eval.samples", config.eval.samples)
     if not 0 <= config.eval.pass_k <= config.eval.samples:
         refuse("eval.pass_k", f"must be in 0..eval.samples={config.eval.samples}")
+
+
+def _check_sampler(sampler: SamplerConfig, refuse: Callable[[str, str], Any]) -> None:
+    """Lengths that must go together."""
+    if not sampler.prompt_buckets:
+        refuse("sampler.prompt_buckets", "name at least one length")
+    for key in ("prompt_buckets", "extend_buckets"):
+        buckets = getattr(sampler, key)
+        if any(b <= a for a, b in itertools.pairwise((0, *buckets))):
+            refuse(f"sampler.{key}", f"must increase from 1, got {buckets}")
+        if buckets and sampler.context < buckets[-1]:
+            refuse("sampler.context", f"must be at least the last of sampler.{key}")
+    bounds = (0, *sampler.widths, sampler.slots)
+    if any(b <= a for a, b in itertools.pairwise(bounds)):
+        refuse(
+            "sampler.widths",
+            f"must increase from 1 to below sampler.slots={sampler.slots}, got "
+            f"{sampler.widths}",
+        )
+    if sampler.context % sampler.cache_block:
+        refuse("sampler.context", "must be a multiple of sampler.cache_block")
 
 
 def _check_name(name: str, refuse: Callable[[str, str], Any]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,7 +115,7 @@ class Curve:
       tokens: [E] tokens sampled for them.
       success: [E] mean over the sources of the mean over their problems (avg@k), in
         0..1.
-      by_source: [E] that of each source.
+      by_source: [E] that of each source; NaN where none of its runs was graded.
     """
 
     rollouts: np.ndarray
@@ -139,14 +140,17 @@ def read_curve(workdir: Path, per_step: int) -> Curve | None:
         sampled[row["step"]] = sampled[row["step"] - 1] + row["tokens/new"]
     if not rows:
         return None
+    graded = [row["sources"] for row in rows]
     by_source = {
-        source: np.asarray([row["sources"][source]["avg"] for row in rows])
-        for source in rows[0]["sources"]
+        source: np.asarray(
+            [s[source]["avg"] if source in s else math.nan for s in graded]
+        )
+        for source in dict.fromkeys(itertools.chain(*graded))
     }
     return Curve(
         rollouts=np.asarray([row["step"] * per_step for row in rows]),
         tokens=np.asarray([sampled[row["step"]] for row in rows]),
-        success=np.mean([*by_source.values()], axis=0),
+        success=np.nanmean([*by_source.values()], axis=0),
         by_source=by_source,
     )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from pathlib import Path
+
+from mappa_jax.records import append_row
 
 FILE = "versions.jsonl"
 PACKAGES = (
@@ -35,5 +36,4 @@ def note_start(workdir: Path, step: int, device: str, devices: int, hosts: int) 
         "system": platform.platform(),
         "packages": installed(),
     }
-    with (workdir / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    append_row(workdir / FILE, line)

@@ -137,6 +137,17 @@ def test_a_curve_is_of_the_teams_evaluations(tmp_path):
         path.write_text(whole)
 
 
+def test_a_source_that_was_not_graded_once_counts_where_it_was(tmp_path):
+    rows = [{"x": {"avg": 0.2}}, {"x": {"avg": 0.4}, "y": {"avg": 0.8}}]
+    lines = [{"step": i, "label": "team", "sources": s} for i, s in enumerate(rows)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "evaluations.jsonl").write_text(text)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "tokens/new": 5}\n')
+    found = sweeps.read_curve(tmp_path, 8)
+    assert found.success.tolist() == pytest.approx([0.2, 0.6])
+    assert np.isnan(found.by_source["y"][0]) and found.by_source["y"][1] == 0.8
+
+
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_packages_sweeps_resolve(path):
     for member in sweeps.load_sweep(path):

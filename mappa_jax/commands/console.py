@@ -126,7 +126,7 @@ class ConsoleProgress:
             TimeRemainingColumn(),
             _Column(lambda task: self._left()),
             _Column(self._sampler_text),
-            _Column(lambda task: judge_text(self._meter() if self._meter else None)),
+            _Column(lambda task: self._judge_text()),
             console=self.console,
             transient=True,
             disable=self._plain,
@@ -176,10 +176,12 @@ class ConsoleProgress:
 
     def _line(self, task: Task) -> str:
         """A phase as one plain line."""
-        judge = judge_text(self._meter() if self._meter else None)
-        parts = (f"{task.elapsed:.0f} s", self._sampler_text(task), judge, self._left())
-        more = "; ".join(part for part in parts if part)
+        parts = (self._sampler_text(task), self._judge_text(), self._left())
+        more = "; ".join([f"{task.elapsed:.0f} s", *filter(None, parts)])
         return f"{task.description}: {task.completed:.0f} of {task.total:.0f}; {more}"
+
+    def _judge_text(self) -> str:
+        return judge_text(self._meter() if self._meter else None)
 
     def _sampler_text(self, task: Task) -> str:
         if self._load is None or not task.fields["phase"].startswith(SAMPLING):
@@ -202,7 +204,8 @@ class ConsoleProgress:
         self._said = self._began = time.monotonic()
         self._step = step
         self._seconds.append(total)
-        eta = f"; {self._left()}" if self._left() else ""
+        left = self._left()
+        eta = f"; {left}" if left else ""
         self.console.print(
             f"iteration {step}/{self._steps}: mean score {scores}  "
             f"success {show('{:.2f}', metrics['team']['success'])}  "

@@ -154,13 +154,14 @@ class _Agent:
         prompt = tokenizer.render(messages, thinking=seat.config.thinking)
         opened = tokenizer.opens_thinking(prompt)
 
-        def content_of(tokens: Sequence[int]) -> str:
-            return text.strip_thinking(tokenizer.decode(tokens), opened=opened)
+        def content_of(written: str) -> str:
+            return text.strip_thinking(written, opened=opened)
 
         options = seat.options()
         if (told := seat.on_content) is not None:
             options = dataclasses.replace(
-                options, on_tokens=lambda tokens: told(content_of(tokens))
+                options,
+                on_tokens=lambda tokens: told(content_of(tokenizer.decode(tokens))),
             )
         sample = await self._engine.generate(
             seat.index,
@@ -170,6 +171,7 @@ class _Agent:
             self._conversation,
             last=self._turn >= seat.config.max_turns,
         )
+        written = tokenizer.decode(sample.token_ids)
         return Action(
             agent=seat.name,
             turn=turn,
@@ -178,7 +180,7 @@ class _Agent:
             token_ids=sample.token_ids,
             logprobs=sample.logprobs,
             finish=sample.finish,
-            text=tokenizer.decode(sample.token_ids),
-            content=content_of(sample.token_ids),
+            text=written,
+            content=content_of(written),
             temperature=options.temperature,
         )
