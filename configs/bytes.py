@@ -43,9 +43,10 @@ def get_config(arg=None):
     config.sampler.prompt_buckets = (128, 192, 256, 320)
     config.sampler.context = 384
     config.sampler.chunk = 8
-    config.packing.row_tokens = 2048
-    config.packing.row_action_tokens = 768
-    config.packing.rows = 1
+    # Short rows, four at a time: an iteration in four fifths of one row of 2,048's.
+    config.packing.row_tokens = 512
+    config.packing.row_action_tokens = 256
+    config.packing.rows = 4
 
     config.remat = "none"
     config.objective.mask_truncated = False
