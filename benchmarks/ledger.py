@@ -273,7 +273,8 @@ def learning(
             if part is None:
                 continue
             cfg, batch = team[g].policy.cfg, part.batch
-            ends = np.asarray(batch.ends)[:, : part.count]
+            lanes = zip(np.asarray(batch.ends), part.counts, strict=True)
+            ends = np.concatenate([lane[:count] for lane, count in lanes])
             used = int((ends > 0).sum())
             actions = sum(len(s.action.token_ids) for s in part.slots)
             real, room = real + used, room + ends.size

@@ -169,12 +169,12 @@ class Side:
         packed = self.learner.assign_credit(self.state, self.frozen, packed)
         self.state, metrics = self.learner.update(self.state, self.frozen, packed)
         jax.block_until_ready(self.state)
-        counts = [part.count for step in packed.minibatches for part in step]
+        counts = [sum(part.counts) for step in packed.minibatches for part in step]
         row = config.packing.rows * config.packing.row_tokens
         return {
             "tokens": int(metrics["trained_tokens"].sum()),
             "grad_norm": float(metrics["grad_norm"][0]),
-            "padded_to": sum(counts) * row * self.agents,
+            "padded_to": sum(counts) * row,
         }
 
     def logprobs(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Any]:

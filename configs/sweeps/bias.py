@@ -12,6 +12,7 @@ classification. judge.debias takes that off again, as far as scores are not at 0
 
 TEAM = ("solver", "coder", "verifier")
 START = {f"agents.{name}.model": f"runs/warm_two/agents/{name}" for name in TEAM}
+START |= {"eval.samples": 2}
 BIAS = {"judge.control.bias": "products:-4"}
 
 

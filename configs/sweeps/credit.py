@@ -10,6 +10,7 @@ starts from what launch/sft.py left in runs/warm (configs/bytes.py says how).
 
 TEAM = ("solver", "coder", "verifier")
 START = {f"agents.{name}.model": f"runs/warm/agents/{name}" for name in TEAM}
+START |= {"eval.samples": 2}
 OUTCOME = {"reward.process_weight": 0.0, "reward.outcome_weight": 1.0}
 
 CREDIT = {

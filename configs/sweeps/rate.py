@@ -13,7 +13,7 @@ REWARDS = {"process": {}, "outcome_all": {"reward.outcome_only": True}}
 
 def get_sweep():
     conditions = {}
-    for rate in (1e-4, 3e-4, 1e-3):
+    for rate in (3e-5, 1e-4, 3e-4):
         rates = {f"agents.{name}.learning_rate": rate for name in TEAM}
         for name, reward in REWARDS.items():
             conditions[f"{name}_{rate:g}"] = START | reward | rates | {"steps": 20}

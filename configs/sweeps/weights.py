@@ -9,6 +9,7 @@ All start from the same weights, taught what every agent of the scripted team do
 
 TEAM = ("solver", "coder", "verifier")
 START = {f"agents.{name}.model": "runs/warm_shared/agents/team" for name in TEAM}
+START |= {"eval.samples": 2}
 
 
 def get_sweep():

@@ -106,11 +106,11 @@ class Slot:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Minibatch:
     """One group's part of an optimiser step: its arrays, its actions, and how many
-    micro-batches hold anything."""
+    micro-batches of each lane hold anything."""
 
     batch: TrainBatch
     slots: tuple[Slot, ...]
-    count: int
+    counts: tuple[int, ...]
 
     def gather(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copies a [W, M, R, C] array of rows into an [A, N, C] one of actions."""
@@ -402,7 +402,8 @@ def _minibatch(
             batch.agent[where] = place
             slots += _write_row(batch, where, agent, row, mine)
         _weigh(batch, slots[first:], objective)
-    return Minibatch(batch, tuple(slots), -(-max(used) // shape.packing.rows))
+    counts = tuple(-(-rows // shape.packing.rows) for rows in used)
+    return Minibatch(batch, tuple(slots), counts)
 
 
 def _item(number: int, action: Action) -> Item:

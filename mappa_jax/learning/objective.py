@@ -74,19 +74,19 @@ def in_ways(layout: Layout, x: jax.Array) -> jax.Array:
 
 
 def head_blocks(policy: Policy, mask: jax.Array) -> jax.Array:
-    """How many blocks of tokens `action_logprobs` has to go through: of each
-    micro-batch, the most that any device has.
+    """How many blocks of tokens `action_logprobs` has to go through: of each lane's
+    micro-batches, the most that any device has.
 
     Args:
       policy: the group's.
       mask: [W, M, R, C].
 
     Returns:
-      [M] int32.
+      [W, M] int32.
     """
     w, m, *_ = mask.shape
     tokens = (mask > 0).reshape(w, m, policy.layout.ways, -1).sum(-1)
-    return -(-tokens.max((0, 2)) // HEAD_BLOCK)
+    return -(-tokens.max(2) // HEAD_BLOCK)
 
 
 def token_losses(

@@ -1,8 +1,9 @@
 """One compiled update for the whole team.
 
-Agents are stacked and vmapped; gradients are accumulated over micro-batches in a
-loop inside the program; each agent's gradient is clipped by its own norm and
-applied by Optax with its own learning rate. An agent without tokens, or with a
+Agents are stacked: those on different slices of the mesh are vmapped, those of one
+slice take their turns, each as long as it has tokens. Gradients are accumulated over
+micro-batches in a loop inside the program; each agent's gradient is clipped by its own
+norm and applied by Optax with its own learning rate. An agent without tokens, or with a
 gradient that is not finite, keeps its weights and its optimiser state. Agents of
 unlike architecture form groups (models/policy.py), each a stack, in one program.
 
@@ -295,22 +296,25 @@ class Learner:
         """
         config, team, whole = self._config, self._team, self._whole
         state, frozen = meshlib.shapes_of((state, tuple(frozen)))
-        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
         rows = {g: self._batch_shapes(g) for g in self._trains}
+        counts = {
+            g: jax.ShapeDtypeStruct((team[g].lanes,), jnp.int32, sharding=whole)
+            for g in self._trains
+        }
         bases = self._bases(frozen)
         out = {}
         for g in self._refers:
             reference = jax.jit(
                 functools.partial(reference_logprobs, team[g]), out_shardings=whole
             )
-            out[f"reference/{g}"] = reference.lower(frozen[g], rows[g], count)
+            out[f"reference/{g}"] = reference.lower(frozen[g], rows[g], counts[g])
         if config.objective.old_logprobs == "recompute":
             for g in self._trains:
                 score = jax.jit(
                     functools.partial(group_logprobs, team[g]), out_shardings=whole
                 )
                 own = state.groups[g].trainable
-                out[f"logprobs/{g}"] = score.lower(own, bases[g], rows[g], count)
+                out[f"logprobs/{g}"] = score.lower(own, bases[g], rows[g], counts[g])
         update = jax.jit(
             functools.partial(team_update, team, config),
             donate_argnums=(0,),
@@ -321,7 +325,7 @@ class Learner:
             state,
             bases,
             tuple(rows.get(g) for g in everyone),
-            tuple(count if g in rows else None for g in everyone),
+            tuple(counts.get(g) for g in everyone),
             self._schedule_shapes(),
         )
         advantages = jax.jit(
@@ -357,8 +361,8 @@ class Learner:
         where = self._rows(group)
         return jax.tree.map(lambda x: meshlib.place(x, where), batch)
 
-    def _count(self, part: Minibatch) -> jax.Array:
-        return meshlib.place(np.int32(part.count), self._whole)
+    def _counts(self, part: Minibatch) -> jax.Array:
+        return meshlib.place(np.asarray(part.counts, np.int32), self._whole)
 
     def _over(
         self, name: str, groups: Sequence[int], packed: Packed, weights: Callable
@@ -370,9 +374,9 @@ class Learner:
         out = np.zeros_like(packed.actions.behaviour)
         for step in packed.minibatches:
             for g in groups:
-                batch, count = self._placed(step[g].batch, g), self._count(step[g])
+                batch, counts = self._placed(step[g].batch, g), self._counts(step[g])
                 program = self._run[f"{name}/{g}"]
-                found = meshlib.start(program, *weights(g), batch, count)
+                found = meshlib.start(program, *weights(g), batch, counts)
                 step[g].gather(np.asarray(found), out)
         return out
 
@@ -453,7 +457,7 @@ class Learner:
         sums = []
         for step in packed.minibatches * self._config.optimizer.epochs:
             rows = tuple(p and self._placed(p.batch, g) for g, p in enumerate(step))
-            counts = tuple(p and self._count(p) for p in step)
+            counts = tuple(p and self._counts(p) for p in step)
             update = functools.partial(meshlib.start, self._run["update"])
             state, metrics = update(state, bases, rows, counts, self._schedule)
             sums.append(metrics)
@@ -514,36 +518,37 @@ def team_advantages(config: Config, beta, reward, kl, mask, group, kind) -> jax.
 
 
 @jax.named_scope("logprobs")
-def group_logprobs(policy: Policy, trainable, base, batch: TrainBatch, count):
+def group_logprobs(policy: Policy, trainable, base, batch: TrainBatch, counts):
     """Log-probabilities under a group's policies being trained: [W, M, R, C]."""
 
-    blocks = objective.head_blocks(policy, batch.mask)
-
-    def lane(own, scales, rows):
+    def lane(count, blocks, own, scales, rows):
         def one(part, m):
             params, adapters = policy.for_training(own, base, scales, part.agent)
             return objective.action_logprobs(policy, params, adapters, part, blocks[m])
 
         return _map_some(one, rows, count)
 
-    over = policy.layout.over_agents(lane)
-    return over(policy.in_lanes(trainable), _lane_scales(policy), batch)
+    blocks = objective.head_blocks(policy, batch.mask)
+    over = policy.over_lanes(lane)
+    own = policy.in_lanes(trainable)
+    return over(counts, blocks, own, _lane_scales(policy), batch)
 
 
 @jax.named_scope("reference")
-def reference_logprobs(policy: Policy, frozen, batch: TrainBatch, count) -> jax.Array:
+def reference_logprobs(policy: Policy, frozen, batch: TrainBatch, counts) -> jax.Array:
     """Log-probabilities under a group's reference policy: [W, M, R, C]."""
+    stacked = policy.stacked_reference
 
-    blocks = objective.head_blocks(policy, batch.mask)
-
-    def lane(params, rows):
+    def lane(count, blocks, own, rows):
         def one(part, m):
+            params = own if stacked else frozen
             return objective.action_logprobs(policy, params, None, part, blocks[m])
 
         return _map_some(one, rows, count)
 
-    axis = 0 if policy.stacked_reference else None
-    return policy.layout.over_agents(lane, (axis, 0))(frozen, batch)
+    blocks = objective.head_blocks(policy, batch.mask)
+    own = frozen if stacked else None
+    return policy.over_lanes(lane)(counts, blocks, own, batch)
 
 
 def _lane_scales(policy: Policy) -> jax.Array | None:
@@ -571,7 +576,7 @@ SUMS = ("loss", "kl", "clip_fraction", "mismatch", "entropy", "tokens")
 
 
 def team_update(
-    team: Team, config: Config, state: TeamState, bases, batch, count, schedule
+    team: Team, config: Config, state: TeamState, bases, batch, counts, schedule
 ) -> tuple[TeamState, dict[str, jax.Array]]:
     """One optimiser step of every agent.
 
@@ -580,8 +585,9 @@ def team_update(
       state: of the team.
       bases: by group: the frozen base weights (mode "lora") or None.
       batch: by group: a mini-batch, [W, M, R, ...], or None.
-      count: by group, [] int32: only the first so many micro-batches hold anything. The
-        number of turns of the accumulation loop, so empty ones cost nothing.
+      counts: by group, [W] int32: only the first so many micro-batches of a lane hold
+        anything. The number of turns of the accumulation loop, so empty ones cost
+        nothing.
       schedule: by group.
 
     Returns:
@@ -596,7 +602,7 @@ def team_update(
         new, sums = group_update(
             policy,
             config,
-            *(state.groups[g], beta, bases[g], batch[g], count[g], schedule[g]),
+            *(state.groups[g], beta, bases[g], batch[g], counts[g], schedule[g]),
         )
         groups.append(new)
         for name, values in sums.items():
@@ -612,11 +618,11 @@ def group_update(
     beta,
     base,
     batch: TrainBatch,
-    count,
+    counts,
     schedule: Schedule,
 ) -> tuple[GroupState, dict[str, jax.Array]]:
     """`team_update` of one group; the sums are per member."""
-    grads, sums = group_gradient(policy, config, state, beta, base, batch, count)
+    grads, sums = group_gradient(policy, config, state, beta, base, batch, counts)
     step = functools.partial(agent_step, config.optimizer)
     shared = policy.mode == "shared"
     tokens = sums["tokens"].sum(keepdims=True) if shared else sums["tokens"]
@@ -628,19 +634,19 @@ def group_update(
 
 @jax.named_scope("gradient")
 def group_gradient(
-    policy: Policy, config: Config, state: GroupState, beta, base, batch, count
+    policy: Policy, config: Config, state: GroupState, beta, base, batch, counts
 ) -> tuple[Any, dict[str, jax.Array]]:
     """A group's gradients [S, ...], and sums per member."""
 
-    blocks = objective.head_blocks(policy, batch.mask)
-
-    def lane(own, scales, rows):
+    def lane(count, blocks, own, scales, rows):
         return lane_gradient(
             policy, config, own, scales, beta, base, rows, count, blocks
         )
 
-    grads, sums = policy.layout.over_agents(lane)(
-        policy.in_lanes(state.trainable), _lane_scales(policy), batch
+    blocks = objective.head_blocks(policy, batch.mask)
+    own = policy.in_lanes(state.trainable)
+    grads, sums = policy.over_lanes(lane)(
+        counts, blocks, own, _lane_scales(policy), batch
     )
     # Sums are per lane and agent; an agent's own lane holds all that it has.
     return policy.out_of_lanes(grads), {k: v.sum(0) for k, v in sums.items()}

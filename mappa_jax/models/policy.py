@@ -129,6 +129,38 @@ class Policy:
             return grads
         return jax.tree.map(lambda p: p.reshape(-1, *p.shape[2:]), grads)
 
+    def over_lanes(self, function: Callable) -> Callable:
+        """`function` of every lane: those of one slice of the mesh in turn, slices side
+        by side.
+
+        Args:
+          function: takes a lane's count and blocks, which say how much it has to do,
+            and whatever else is its own.
+
+        Returns:
+          A function of counts [W] int32, blocks [W, M] int32 and trees with a leading
+          axis of lanes, to a tree with one. What lies side by side turns as often as
+          the longest of it.
+        """
+        slices, each = self.layout.slices, self.lanes // self.layout.slices
+
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape(slices, each, *x.shape[1:])
+
+        def over(counts: jax.Array, blocks: jax.Array, *own: Any) -> Any:
+            turns = (split(counts).max(0), split(blocks).max(0))
+
+            def one_slice(*own: Any) -> Any:
+                if each > 1:
+                    return jax.lax.map(lambda lane: function(*lane), (*turns, *own))
+                only = jax.tree.map(lambda x: x[0], (*turns, *own))
+                return jax.tree.map(lambda x: x[None], function(*only))
+
+            out = self.layout.over_agents(one_slice)(*jax.tree.map(split, own))
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+        return over
+
     def adapters(self, own: Any, scale_A: jax.Array, row_agent: jax.Array) -> Adapters:
         """The adapters of one lane.
 

@@ -137,8 +137,8 @@ def steps(config: Config) -> int:
 
 
 def microbatches(config: Config, policy: Policy, load: Load) -> float:
-    """Mean over the mini-batches of the micro-batches that each holds: those of the
-    lane that has most rows."""
+    """Mean over the mini-batches, and over the lanes that take turns, of the
+    micro-batches that each holds: of lanes side by side, the one with most."""
     size, agents = config.optimizer.actions_per_update, list(config.agents.values())
     every, total = actions(config), 0
     for step in range(steps(config)):
@@ -148,7 +148,9 @@ def microbatches(config: Config, policy: Policy, load: Load) -> float:
             if agents[member].trainable and left > 0:
                 rows = _rows(config, min(left, size), load, member)
                 lanes[policy.lane_of(place)] += rows
-        total += -(-max(lanes) // config.packing.rows)
+        turns = [-(-rows // config.packing.rows) for rows in lanes]
+        each = policy.lanes // policy.layout.slices
+        total += sum(max(turns[i::each]) for i in range(each)) / each
     return total / steps(config)
 
 

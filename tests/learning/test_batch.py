@@ -107,7 +107,7 @@ def test_with_one_lane_rows_name_their_agent(three):
     part = pack(three, shape).minibatches[0][0]
     np.testing.assert_array_equal(part.batch.agent[0, 0], [0, 1])
     np.testing.assert_array_equal(part.batch.mask[0, 0].sum(1), [5, 2])
-    assert part.count == 1
+    assert part.counts == (1,)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_packing_loses_and_overfills_nothing(
                 part.batch.target[s.row][own], s.action.token_ids
             )
             assert part.batch.agent[s.row] == s.agent
-            assert s.row[1] < part.count
+            assert s.row[1] < part.counts[s.row[0]]
             seen.append(s.action.turn)
         assert max(used.values()) <= shape.packing.row_action_tokens
     assert sorted(seen) == list(range(len(lengths)))

@@ -103,7 +103,7 @@ def test_logprobs_equal_those_of_all_logits(
         for slot in batches._write_row(one, (r,), 0, row, actions)
     ]
     assert {slot.number for slot in placed} == set(actions)
-    blocks = objective.head_blocks(policy, one.mask[None, None])[0]
+    blocks = objective.head_blocks(policy, one.mask[None, None])[0, 0]
     got = jax.jit(
         lambda p, rows: objective.action_logprobs(policy, p, None, rows, blocks)
     )(params, one)

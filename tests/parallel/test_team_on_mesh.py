@@ -176,7 +176,7 @@ def gradients(team, trajectories):
     (((part,),), policy) = packed.minibatches, team.team[0]
     base = frozen[0] if policy.mode == "lora" else None
     found, _ = team.gradient(
-        state.groups[0], state.beta, base, part.batch, np.int32(part.count)
+        state.groups[0], state.beta, base, part.batch, np.int32(part.counts)
     )
     return jax.device_get(found), packed
 
