@@ -39,14 +39,14 @@ def get_config(arg=None):
     config.workflow.tool_output_tokens = 48
     config.workflow.handoff_tokens = 64
     config.sampler.slots = 32
-    config.sampler.prefill_rows = 8
+    config.sampler.prefill_rows = 2
     config.sampler.prompt_buckets = (128, 192, 256, 320)
     config.sampler.context = 384
     config.sampler.chunk = 8
-    # Short rows, four at a time: an iteration in four fifths of one row of 2,048's.
+    # Short rows, one at a time: so small a model gains nothing from larger products.
     config.packing.row_tokens = 512
     config.packing.row_action_tokens = 256
-    config.packing.rows = 4
+    config.packing.rows = 1
 
     config.remat = "none"
     config.objective.mask_truncated = False
