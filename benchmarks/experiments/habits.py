@@ -22,7 +22,7 @@ common.prepare_environment()
 
 from absl import flags  # noqa: E402
 
-_RUNS = flags.DEFINE_list("runs", [], "LABEL=WORKDIR of each run.")
+_RUNS = flags.DEFINE_list("runs", None, "LABEL=WORKDIR of each run.")
 _OUT = flags.DEFINE_string("out", None, "The files' path, without their ending.")
 _READ = flags.DEFINE_integer("read", 10, "Problems to show.", lower_bound=0)
 flags.mark_flags_as_required(["runs", "out"])

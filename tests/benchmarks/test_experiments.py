@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import scripts
 
+from mappa_jax import records
 from mappa_jax.answers import Grader
 from mappa_jax.config import DataConfig, SandboxConfig
 from mappa_jax.data.sources import load_tasks, parse_sources
 from mappa_jax.testing import CALL, make_action
-from mappa_jax.types import Outcome, Task, Trajectory, Verdict
+from mappa_jax.types import Observation, Outcome, Task, Trajectory, Verdict
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "experiments"
 TEAM = ("solver", "coder", "verifier")
@@ -33,6 +34,11 @@ def credit(launch_path):
 @pytest.fixture(scope="module")
 def signal(launch_path):
     return scripts.load(FOLDER / "signal_per_rollout.py")
+
+
+@pytest.fixture(scope="module")
+def habits(launch_path):
+    return scripts.load(FOLDER / "habits.py")
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +264,54 @@ def test_sketches_keep_inner_products(signal, cache):
     assert kept / np.outer(lengths, lengths) == pytest.approx(
         true / np.outer(lengths, lengths), abs=4 / 2**8
     )
+
+
+# -- what a team does differently after training ------------------------------------
+
+
+def try_at(task, answer, score, sample=0, ran=True):
+    """A trajectory of a solver and of a coder, whose program ran or failed."""
+    program = make_action("coder", "print(4)", code="print(4)")
+    seen = Observation(stdout="4\n" if ran else "", exit_status=0 if ran else 1)
+    actions = (
+        make_action("solver", answer),
+        dataclasses.replace(program, observation=seen),
+    )
+    return Trajectory(task, -1, sample, actions, outcome=Outcome(score))
+
+
+def test_habits_of_an_iteration(habits):
+    task = Task(id="a", source="s", prompt="2 + 2?", answer="4")
+    found = habits.habits(
+        [
+            try_at(task, "4", 1.0),
+            try_at(task, "five", 0.0, ran=False),
+            try_at(task, "six", 0.0, ran=False),
+            dataclasses.replace(try_at(task, "?", 0.0), outcome=None),
+        ]
+    )
+    assert found["success"] == pytest.approx(1 / 3)  # of those that were graded
+    assert found["programs"] == 1 / 2
+    assert list(found["tokens"]) == ["solver", "coder"]
+
+
+def test_what_is_read_is_chosen_by_the_lists_order(habits, tmp_path):
+    tasks = [Task(id=n, source="s", prompt=f"{n} ~~~?", answer="4") for n in "cab"]
+    for step, score in ((0, 0.0), (4, 1.0)):
+        tries = [try_at(t, "~~~", score, sample) for t in tasks for sample in (0, 1)]
+        records.write_trajectories(records.evaluation_path(tmp_path, step, "s"), tries)
+        row = {"step": step, "label": "team", "sources": {"s": {}}}
+        records.append_row(tmp_path / "evaluations.jsonl", row)
+    said, pairs = habits.before_and_after(tmp_path, 2)
+    assert said == "s, after 0 and after 4 iterations"
+    assert [before.task.id for before, _ in pairs] == ["c", "a"]
+    assert [(b.outcome.score, a.outcome.score) for b, a in pairs] == [(0, 1)] * 2
+    text = habits.reading("process", said, pairs)
+    assert text.count("wrong, then right") == 2
+    assert text.count("~~~~~~") == 8  # a fence that the text cannot close
+    with pytest.raises(FileNotFoundError, match="no trajectories of training"):
+        habits.over_time(tmp_path)
+
+
+def test_means_leave_out_what_is_no_number(habits):
+    assert habits._smooth([1.0, np.nan, 3.0], 3) == [1.0, 2.0, 3.0]

@@ -110,7 +110,7 @@ def test_microbatches_hold_as_many_actions_as_fit(setting):
     config, (policy,) = setting({"packing.rows": 8, "packing.row_tokens": 1280})
     load = workload.Load(400, (16, 16, 16))
     # 415 tokens each, 3 in a row: 4 actions of an agent take 2 rows of 8, in each of
-    # two steps; in the second only the coder has any, and the other two lanes are passed.
+    # two steps; in the second only the coder has any, and the other lanes none.
     assert workload.microbatches(config, policy, load) == (1 + 1 / 3) / 2
     lora, (shared,) = setting({"mode": "lora", "packing.row_tokens": 1280})
     # One lane: 3 x 2 rows by 2 in the first step, 1 x 2 in the second.
