@@ -17,7 +17,8 @@ from mappa_jax.config import AgentConfig, default_config
 def get_config(arg=None):
     if arg not in (None, "two_kinds"):
         raise ValueError(f"configs/bytes.py takes two_kinds or nothing, got {arg!r}")
-    agent = AgentConfig(model="random:medium", max_new_tokens=64, learning_rate=1e-4)
+    # The rate is configs/sweeps/rate.py's finding.
+    agent = AgentConfig(model="random:medium", max_new_tokens=64, learning_rate=3e-5)
     config = default_config(solver=agent, coder=agent, verifier=agent)
     config.agents.coder.max_turns = 2
     config.steps = 40

@@ -21,6 +21,12 @@ CREDIT = {
     "shuffled": {"reward.shuffle": True},
     "constant": {"judge.control.constant": 5.0},
 }
+# Three times the learning rate: what the two rewards gain and lose by it.
+FAST = {
+    f"{name}_fast": CREDIT[name]
+    | {f"agents.{agent}.learning_rate": 1e-4 for agent in TEAM}
+    for name in ("process", "outcome_all")
+}
 # 32 trajectories an iteration, as everywhere else.
 SAMPLES = {
     f"samples_{n}": {"data.samples_per_prompt": n, "data.prompts_per_step": 32 // n}
@@ -40,7 +46,7 @@ MISSING = {
 
 
 def get_sweep():
-    conditions = CREDIT | SAMPLES | ESTIMATORS | NOISE | MISSING
+    conditions = CREDIT | FAST | SAMPLES | ESTIMATORS | NOISE | MISSING
     return {
         "config": "configs/bytes.py",
         "conditions": {name: START | own for name, own in conditions.items()},
