@@ -33,8 +33,11 @@ theirs / ours: above 1 ours is faster. Before and after each timing the machine'
 is probed with bursts of fixed work on every core; the share of full speed is against
 the fastest burst of the whole run. A pair within which the speed moved by more than
 --tolerance is taken again, --retakes times in a comparison at most; then the steadiest
-is kept, and counted. The sides must have done the same work: tokens by row, tokens
-trained on, and the first update's gradient norm; otherwise the comparison fails.
+is kept, and counted. With --pairs=PATH.jsonl every pair is written down when it is
+taken, and a later call goes on from the steady ones of the same work and the same code:
+a comparison of hours may be stopped. The sides must have done the same work: tokens by
+row, tokens trained on, and the first update's gradient norm; otherwise the comparison
+fails.
 """
 
 from __future__ import annotations
@@ -299,8 +302,11 @@ def take_pairs(
     tolerance: float,
     retakes: int,
     tell: Callable[[Pair], None] = lambda pair: None,
+    had: Sequence[Pair] = (),
 ) -> tuple[list[Pair], int]:
     """Pairs of timings, in turn ours first and theirs first.
+
+    Those that were `had` before count.
 
     A pair with a spread above `tolerance` is taken again while `retakes` last, which
     are of all pairs together; of its takes the steadiest is kept.
@@ -308,8 +314,8 @@ def take_pairs(
     Returns:
       The pairs kept, and how many were taken again.
     """
-    kept, again = [], 0
-    for number in range(repeats):
+    kept, again = [*had][:repeats], 0
+    for number in range(len(kept), repeats):
         takes: list[Pair] = []
         while not takes or (takes[-1].spread > tolerance and again < retakes):
             again += bool(takes)
@@ -347,6 +353,43 @@ def summary(pairs: Sequence[Pair], again: int, tolerance: float, full: float) ->
         "taken_again": again,
         "moved": sum(pair.spread > tolerance for pair in pairs),
     }
+
+
+# -- pairs that are kept --------------------------------------------------------------
+
+
+def code_digest() -> str:
+    """Of what the sides run."""
+    found = hashlib.sha256()
+    for path in sorted([*(ROOT / "mappa_jax").rglob("*.py"), *WORKERS.glob("*.py")]):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def append_pair(path: Path, of: dict[str, Any], pair: Pair, full: float) -> None:
+    """Writes a pair down: `of` says what was measured, `full` the fastest burst."""
+    from mappa_jax.records import append_row
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    append_row(path, {"of": of, "full": full} | dataclasses.asdict(pair))
+
+
+def read_pairs(path: Path, of: dict[str, Any]) -> tuple[list[Pair], float]:
+    """The pairs of this very measurement, and the fastest burst of all that are there
+    (infinity without any).
+
+    Raises:
+      RecordError: a line is damaged.
+    """
+    from mappa_jax.records import read_rows
+
+    rows = read_rows(path, ("of", "full", "ours", "peer"))
+    pairs = [
+        Pair(Timing(**row["ours"]), Timing(**row["peer"]))
+        for row in rows
+        if row["of"] == of
+    ]
+    return pairs, min((row["full"] for row in rows), default=float("inf"))
 
 
 class OtherWork(RuntimeError):
@@ -467,6 +510,7 @@ class Bench:
     repeats: int
     tolerance: float
     retakes: int
+    pairs: Path | None = None  # where they are written down
 
     @property
     def dtype(self) -> str:
@@ -527,6 +571,21 @@ class Bench:
           ours: our process.
           first: the facts of our first run, which is not timed.
         """
+        of = self._measurement(part, peer)
+        had: list[Pair] = []
+        if self.pairs is not None:
+            found, full = read_pairs(self.pairs, of)
+            self.probe.best = min(self.probe.best, full)
+            had = [pair for pair in found if pair.spread <= self.tolerance]
+            print(
+                f"  {part}: {len(had)} steady pairs with {peer} are there", flush=True
+            )
+
+        def tell(pair: Pair) -> None:
+            self._tell(part, peer, pair)
+            if self.pairs is not None:
+                append_pair(self.pairs, of, pair, self.probe.best)
+
         with self.worker(peer, part) as theirs:
             _, other = theirs.run()
             apart = NORMS_APART * (1 if self.dtype == "float32" else 5)
@@ -535,11 +594,24 @@ class Bench:
             pairs, again = take_pairs(
                 *(self.timer(ours), self.timer(theirs)),
                 *(self.repeats, self.tolerance, self.retakes),
-                tell=lambda pair: self._tell(part, peer, pair),
+                tell,
+                had,
             )
         norms = [fact.get("grad_norm") for fact in (first, other)]
         found = summary(pairs, again, self.tolerance, self.probe.best)
         return found | {"peer_name": peer, "first_grad_norms": norms}
+
+    def _measurement(self, part: str, peer: str) -> dict[str, Any]:
+        """All that a pair depends on but for the machine."""
+        return {
+            "part": part,
+            "peer": peer,
+            "sizes": dataclasses.asdict(self.sizes),
+            "device": self.device,
+            "cores": len(os.sched_getaffinity(0)),
+            "packages": list(ENVIRONMENTS[PEERS[peer].environment]),
+            "code": code_digest(),
+        }
 
     def _tell(self, part: str, peer: str, pair: Pair) -> None:
         shares = [self.probe.best / side.burst for side in (pair.ours, pair.peer)]
@@ -622,6 +694,7 @@ def written(bench: Bench, found: dict[str, Any]) -> dict[str, Any]:
 # -- the command --------------------------------------------------------------------
 
 _JSON = flags.DEFINE_string("json", "", "Where to write the numbers, if anywhere.")
+_PAIRS = flags.DEFINE_string("pairs", "", "Where pairs are kept from call to call.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Pairs of every comparison.")
 _ONLY = flags.DEFINE_list("only", list(PARTS), "Which parts of the work.")
 _AGAINST = flags.DEFINE_list("against", list(PEERS), "Which peers.")
@@ -681,6 +754,7 @@ def make_bench(folder: Path) -> Bench:
         repeats=_REPEATS.value,
         tolerance=_TOLERANCE.value,
         retakes=_RETAKES.value,
+        pairs=Path(_PAIRS.value) if _PAIRS.value else None,
     )
 
 

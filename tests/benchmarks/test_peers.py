@@ -86,6 +86,22 @@ def test_retakes_end_and_the_steadiest_is_kept(peers):
     assert [round(pair.spread, 2) for pair in pairs] == [0.2, 0.5]
 
 
+def test_a_comparison_goes_on_from_the_pairs_that_were_kept(peers, tmp_path):
+    path, of, other = tmp_path / "new" / "pairs.jsonl", {"code": "a"}, {"code": "b"}
+    first = peers.Pair(timing(peers, 1.0, tokens=3), timing(peers, 2.0))
+    peers.append_pair(path, of, first, 0.7)
+    peers.append_pair(path, other, peers.Pair(first.peer, first.ours), 0.5)
+    had, full = peers.read_pairs(path, of)
+    assert [dataclasses.asdict(pair) for pair in had] == [dataclasses.asdict(first)]
+    assert full == 0.5
+    log = []
+    ours = script(peers, log, "ours", (1.0, 1, 1), (1.0, 1, 1))
+    peer = script(peers, log, "peer", (5.0, 1, 1), (6.0, 1, 1))
+    pairs, _ = peers.take_pairs(ours, peer, 3, 0.1, 5, had=had)
+    assert [pair.ratio for pair in pairs] == [2, 5, 6]
+    assert log == ["peer", "ours", "ours", "peer"]  # the second and the third
+
+
 def test_a_ratio_is_the_median_of_the_pairs(peers):
     """Not the ratio of the medians, which here would be 1."""
     seconds = [(1.0, 2.0), (2.0, 6.0), (4.0, 1.0)]
