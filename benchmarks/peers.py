@@ -34,10 +34,10 @@ is probed with bursts of fixed work on every core; the share of full speed is ag
 the fastest burst of the whole run. A pair within which the speed moved by more than
 --tolerance is taken again, --retakes times in a comparison at most; then the steadiest
 is kept, and counted. With --pairs=PATH.jsonl every pair is written down when it is
-taken, and a later call goes on from the steady ones of the same work and the same code:
-a comparison of hours may be stopped. The sides must have done the same work: tokens by
-row, tokens trained on, and the first update's gradient norm; otherwise the comparison
-fails.
+taken, and a later call with the same work, code and packages, on the same machine, goes
+on from there: a comparison of hours may be stopped. The sides must have done the same
+work: tokens by row, tokens trained on, and the first update's gradient norm; otherwise
+the comparison fails.
 """
 
 from __future__ import annotations
@@ -47,14 +47,17 @@ import dataclasses
 import hashlib
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mappa_jax.commands import common
@@ -301,28 +304,27 @@ def take_pairs(
     repeats: int,
     tolerance: float,
     retakes: int,
-    tell: Callable[[Pair], None] = lambda pair: None,
-    had: Sequence[Pair] = (),
+    tell: Callable[[int, Pair], None] = lambda number, pair: None,
+    had: Mapping[int, Sequence[Pair]] = MappingProxyType({}),
 ) -> tuple[list[Pair], int]:
     """Pairs of timings, in turn ours first and theirs first.
 
-    Those that were `had` before count.
-
     A pair with a spread above `tolerance` is taken again while `retakes` last, which
-    are of all pairs together; of its takes the steadiest is kept.
+    are of all pairs together; of its takes the steadiest is kept. `tell` hears of every
+    take, `had` holds those of an earlier call, both by the pair's number.
 
     Returns:
       The pairs kept, and how many were taken again.
     """
-    kept, again = [*had][:repeats], 0
-    for number in range(len(kept), repeats):
-        takes: list[Pair] = []
+    kept, again = [], sum(len(takes) - 1 for takes in had.values())
+    for number in range(repeats):
+        takes = [*had.get(number, ())]
         while not takes or (takes[-1].spread > tolerance and again < retakes):
             again += bool(takes)
             order = [ours, peer] if number % 2 == 0 else [peer, ours]
             found = [take() for take in order]
             takes.append(Pair(*(found if number % 2 == 0 else found[::-1])))
-            tell(takes[-1])
+            tell(number, takes[-1])
         kept.append(min(takes, key=lambda pair: pair.spread))
     return kept, again
 
@@ -359,37 +361,40 @@ def summary(pairs: Sequence[Pair], again: int, tolerance: float, full: float) ->
 
 
 def code_digest() -> str:
-    """Of what the sides run."""
-    found = hashlib.sha256()
+    """Of what is measured: both sides' code, and this file."""
+    found = hashlib.sha256(Path(__file__).read_bytes())
     for path in sorted([*(ROOT / "mappa_jax").rglob("*.py"), *WORKERS.glob("*.py")]):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]
 
 
-def append_pair(path: Path, of: dict[str, Any], pair: Pair, full: float) -> None:
-    """Writes a pair down: `of` says what was measured, `full` the fastest burst."""
+def append_pair(
+    path: Path, of: dict[str, Any], number: int, pair: Pair, full: float
+) -> None:
+    """Writes a take down: `of` says what was measured, `full` the fastest burst."""
     from mappa_jax.records import append_row
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    append_row(path, {"of": of, "full": full} | dataclasses.asdict(pair))
+    row = {"of": of, "number": number, "full": full}
+    append_row(path, row | dataclasses.asdict(pair))
 
 
-def read_pairs(path: Path, of: dict[str, Any]) -> tuple[list[Pair], float]:
-    """The pairs of this very measurement, and the fastest burst of all that are there
-    (infinity without any).
+def read_pairs(path: Path, of: dict[str, Any]) -> tuple[dict[int, list[Pair]], float]:
+    """The takes of this very measurement by the pair's number, and the fastest burst of
+    them (infinity without any).
 
     Raises:
       RecordError: a line is damaged.
     """
     from mappa_jax.records import read_rows
 
-    rows = read_rows(path, ("of", "full", "ours", "peer"))
-    pairs = [
-        Pair(Timing(**row["ours"]), Timing(**row["peer"]))
-        for row in rows
-        if row["of"] == of
-    ]
-    return pairs, min((row["full"] for row in rows), default=float("inf"))
+    needed = ("of", "number", "full", "ours", "peer")
+    rows = [row for row in read_rows(path, needed) if row["of"] == of]
+    takes: dict[int, list[Pair]] = {}
+    for row in rows:
+        pair = Pair(Timing(**row["ours"]), Timing(**row["peer"]))
+        takes.setdefault(row["number"], []).append(pair)
+    return takes, min((row["full"] for row in rows), default=float("inf"))
 
 
 class OtherWork(RuntimeError):
@@ -572,19 +577,16 @@ class Bench:
           first: the facts of our first run, which is not timed.
         """
         of = self._measurement(part, peer)
-        had: list[Pair] = []
+        had: dict[int, list[Pair]] = {}
         if self.pairs is not None:
-            found, full = read_pairs(self.pairs, of)
+            had, full = read_pairs(self.pairs, of)
             self.probe.best = min(self.probe.best, full)
-            had = [pair for pair in found if pair.spread <= self.tolerance]
-            print(
-                f"  {part}: {len(had)} steady pairs with {peer} are there", flush=True
-            )
+            print(f"  {part}: {len(had)} pairs with {peer} are there", flush=True)
 
-        def tell(pair: Pair) -> None:
+        def tell(number: int, pair: Pair) -> None:
             self._tell(part, peer, pair)
             if self.pairs is not None:
-                append_pair(self.pairs, of, pair, self.probe.best)
+                append_pair(self.pairs, of, number, pair, self.probe.best)
 
         with self.worker(peer, part) as theirs:
             _, other = theirs.run()
@@ -603,13 +605,20 @@ class Bench:
 
     def _measurement(self, part: str, peer: str) -> dict[str, Any]:
         """All that a pair depends on but for the machine."""
+        environment = PEERS[peer].environment
+        ours = ("jax", "jaxlib", "flax", "optax", "numpy")
         return {
             "part": part,
             "peer": peer,
             "sizes": dataclasses.asdict(self.sizes),
             "device": self.device,
             "cores": len(os.sched_getaffinity(0)),
-            "packages": list(ENVIRONMENTS[PEERS[peer].environment]),
+            "packages": [
+                *(f"{name}=={metadata.version(name)}" for name in ours),
+                *ENVIRONMENTS[environment],
+                *(ON_GPU[environment] if self.device == "gpu" else ()),
+            ],
+            "python": platform.python_version(),
             "code": code_digest(),
         }
 

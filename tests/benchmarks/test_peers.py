@@ -1,5 +1,6 @@
 """The side-by-side runs: pairs, ratios, what is checked, and our own worker."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -86,20 +87,62 @@ def test_retakes_end_and_the_steadiest_is_kept(peers):
     assert [round(pair.spread, 2) for pair in pairs] == [0.2, 0.5]
 
 
-def test_a_comparison_goes_on_from_the_pairs_that_were_kept(peers, tmp_path):
-    path, of, other = tmp_path / "new" / "pairs.jsonl", {"code": "a"}, {"code": "b"}
-    first = peers.Pair(timing(peers, 1.0, tokens=3), timing(peers, 2.0))
-    peers.append_pair(path, of, first, 0.7)
-    peers.append_pair(path, other, peers.Pair(first.peer, first.ours), 0.5)
+def test_a_comparison_goes_on_as_if_it_had_not_been_stopped(peers, tmp_path):
+    """The takes of each pair, their order and the retakes that are left."""
+    path, of = tmp_path / "new" / "pairs.jsonl", {"code": "a"}
+    steady = peers.Pair(timing(peers, 1.0, tokens=3), timing(peers, 2.0))
+    moved = peers.Pair(timing(peers, 1.0), timing(peers, 9.0, after=1.5))
+    peers.append_pair(path, of, 0, steady, 0.7)
+    peers.append_pair(path, of, 1, moved, 0.6)
+    peers.append_pair(path, of, 1, moved, 0.6)
+    peers.append_pair(path, {"code": "b"}, 2, steady, 0.1)  # of other code
     had, full = peers.read_pairs(path, of)
-    assert [dataclasses.asdict(pair) for pair in had] == [dataclasses.asdict(first)]
-    assert full == 0.5
-    log = []
-    ours = script(peers, log, "ours", (1.0, 1, 1), (1.0, 1, 1))
+    assert {n: len(takes) for n, takes in had.items()} == {0: 1, 1: 2}
+    assert dataclasses.asdict(had[0][0]) == dataclasses.asdict(steady)
+    assert full == 0.6
+    log, told = [], []
+    ours = script(peers, log, "ours", (1.0, 1, 1), (1.0, 1, 1.5))
     peer = script(peers, log, "peer", (5.0, 1, 1), (6.0, 1, 1))
-    pairs, _ = peers.take_pairs(ours, peer, 3, 0.1, 5, had=had)
+    pairs, again = peers.take_pairs(
+        *(ours, peer, 3, 0.1, 2),
+        tell=lambda number, pair: told.append((number, pair.ratio)),
+        had=had,
+    )
+    assert log == ["peer", "ours", "ours", "peer"]
+    assert told == [(1, 5), (2, 6)]
     assert [pair.ratio for pair in pairs] == [2, 5, 6]
-    assert log == ["peer", "ours", "ours", "peer"]  # the second and the third
+    assert again == 2  # none is left for the last, which has moved
+
+
+def test_a_second_call_finds_the_pairs_of_the_first(peers, tmp_path, monkeypatch):
+    runs = []
+
+    class Side:
+        def run(self):
+            runs.append(self)
+            return 2.0, {"lengths": [3]}
+
+    monkeypatch.setattr(
+        peers.Bench, "worker", lambda *_: contextlib.nullcontext(Side())
+    )
+    monkeypatch.setattr(peers.Probe, "__call__", lambda self: 1.0)
+    arrays = {"stops": np.array([3]), "starts": np.zeros(1), "lengths": np.ones(1)}
+
+    def compare(repeats):
+        bench = peers.Bench(
+            *(peers.SMOKE, "cpu", arrays, None, None, peers.Probe(0.01)),
+            *(repeats, 0.15, 3, tmp_path / "pairs.jsonl"),
+        )
+        bench.probe.best = 1.0
+        return bench.compare("sampling", "tunix", Side(), {"lengths": [3]})
+
+    assert len(compare(2)["ratios"]) == 2
+    assert len(runs) == 1 + 4  # theirs is warmed up
+    assert len(compare(3)["ratios"]) == 3
+    assert len(runs) == 5 + 1 + 2
+    monkeypatch.setattr(peers, "code_digest", lambda: "other code")
+    compare(1)
+    assert len(runs) == 8 + 1 + 2
 
 
 def test_a_ratio_is_the_median_of_the_pairs(peers):
