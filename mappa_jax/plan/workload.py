@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping, Sequence
 
 from mappa_jax.config import AgentConfig, Config, ConfigError
@@ -137,21 +138,28 @@ def steps(config: Config) -> int:
 
 
 def microbatches(config: Config, policy: Policy, load: Load) -> float:
-    """Mean over the mini-batches, and over the lanes that take turns, of the
-    micro-batches that each holds: of lanes side by side, the one with most."""
+    """Micro-batches that a lane goes through in a mini-batch, see `_lanes`: the mean
+    over mini-batches and over the lanes of a slice."""
+    found = _lanes(config, policy, load)
+    return sum(map(sum, found)) / sum(map(len, found))
+
+
+def _lanes(config: Config, policy: Policy, load: Load) -> list[list[int]]:
+    """Micro-batches by mini-batch and lane of a slice, one lane after another: of the
+    slices' lanes that lie side by side, the one with most (`Policy.over_lanes`)."""
     size, agents = config.optimizer.actions_per_update, list(config.agents.values())
-    every, total = actions(config), 0
+    every, each = actions(config), policy.lanes // policy.layout.slices
+    out = []
     for step in range(steps(config)):
-        lanes = [0] * policy.lanes
+        rows = [0] * policy.lanes
         for place, member in enumerate(policy.members):
             left = every[member] - step * size
             if agents[member].trainable and left > 0:
-                rows = _rows(config, min(left, size), load, member)
-                lanes[policy.lane_of(place)] += rows
-        turns = [-(-rows // config.packing.rows) for rows in lanes]
-        each = policy.lanes // policy.layout.slices
-        total += sum(max(turns[i::each]) for i in range(each)) / each
-    return total / steps(config)
+                more = _rows(config, min(left, size), load, member)
+                rows[policy.lane_of(place)] += more
+        turns = [-(-n // config.packing.rows) for n in rows]
+        out.append([max(turns[i::each]) for i in range(each)])
+    return out
 
 
 def _rows(config: Config, actions: int, load: Load, member: int) -> int:
@@ -180,12 +188,19 @@ def _fit(config: Config, load: Load, member: int) -> int:
     return fit
 
 
-def head_blocks(config: Config, policy: Policy, load: Load) -> int:
+def head_blocks(config: Config, policy: Policy, load: Load) -> float:
     """Blocks of action tokens that the head goes through in a full micro-batch
-    (`objective.head_blocks`)."""
+    (`objective.head_blocks`): the mean over those that the lanes of a slice go through,
+    0 without any."""
     rows = -(-config.packing.rows // policy.layout.ways)
-    fullest = max(_fit(config, load, m) * load.new[m] for m in policy.members)
-    return -(-rows * fullest // HEAD_BLOCK)
+    each = policy.lanes // policy.layout.slices
+    blocks = [0] * each
+    for place, member in enumerate(policy.members):
+        lane = policy.lane_of(place) % each
+        tokens = rows * _fit(config, load, member) * load.new[member]
+        blocks[lane] = max(blocks[lane], -(-tokens // HEAD_BLOCK))
+    turns = [sum(lane) for lane in zip(*_lanes(config, policy, load), strict=True)]
+    return sum(map(operator.mul, turns, blocks)) / max(sum(turns), 1)
 
 
 def parts(name: str) -> tuple[str, int, int]:

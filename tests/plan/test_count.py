@@ -140,6 +140,20 @@ def test_nested_loops_multiply_and_known_ones_take_no_turns_from_the_caller():
     assert cost.matmul == {"f32": 3 * (5 + 4) * ONE_PRODUCT}
 
 
+@pytest.mark.parametrize("hints", [True, False])
+def test_turns_that_lie_in_an_array_are_the_callers_too(hints):
+    """Lanes one after another, each with a count of its own."""
+
+    def f(x, w, counts):
+        return jax.lax.map(lambda lane: repeated(x, *lane), (w, counts))
+
+    shapes = W, shape(3, *W.shape), shape(3, dtype=jnp.int32)
+    text = compiled(f, *shapes).as_text()
+    text = text if hints else without_hints(text)
+    cost = count(hlo.parse(text), 1, Expected((2.5,)))
+    assert cost.matmul == {"f32": 3 * 2.5 * ONE_PRODUCT}
+
+
 def without_hints(text):
     """As backends write it that do not say known_trip_count."""
     return re.sub(r"backend_config=\{[^\n]*", "", text)

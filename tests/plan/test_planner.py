@@ -72,6 +72,24 @@ def test_decoding_turns_its_loops_as_expected(plan):
     assert found.cost.matmul["f32"] == want
 
 
+def test_every_agent_has_its_turns_in_the_forward(plan):
+    """The reference's log-probabilities: three lanes in turn, products and attention
+    over whole rows, the head over blocks of action tokens."""
+    found = phase(plan, "reference")
+    cfg, packing = TINY, plan.config.packing
+    turns, blocks = found.use.expected.turns
+    t, block = packing.row_tokens, row_block(packing.row_tokens)
+    each = -(-t // block)
+    pairs = each * (each + 1) / 2 * block**2
+    weights = cfg.n_params - cfg.vocab_size * cfg.d_model
+    attention = 4 * pairs * cfg.n_heads * cfg.head_dim * cfg.n_layers
+    rows = packing.rows * (2 * t * weights + attention) / 4
+    # A row on each part of fsdp, the vocabulary over tensor; less than a whole block.
+    assert (blocks, packing.row_action_tokens) == (1, 64)
+    head = 2 * 64 * cfg.vocab_size * cfg.d_model / 2
+    assert found.cost.matmul["f32"] == 3 * turns * (rows + head)
+
+
 def test_the_update_is_about_three_forwards(plan):
     """Kaplan et al. 2020: the backward pass costs two forwards."""
     forward = phase(plan, "reference")

@@ -1,5 +1,7 @@
 """Calls and turns of an iteration, by hand."""
 
+import dataclasses
+
 import pytest
 
 from mappa_jax.assemble import make_team, seat_agents
@@ -118,6 +120,47 @@ def test_microbatches_hold_as_many_actions_as_fit(setting):
     with pytest.raises(ConfigError, match=r"packing.row_tokens=640"):
         tight = workload.Load(700, (16, 16, 16))
         workload.microbatches(setting()[0], policy, tight)
+
+
+def test_of_lanes_side_by_side_the_longest_counts(setting):
+    """Four agents on two slices: 0 and 2 go through the loop together, then 1 and 3."""
+    config, _ = setting({"packing.rows": 1, "packing.row_tokens": 640})
+    agent = config.agents["solver"]
+    few, many = agent, dataclasses.replace(agent, max_turns=2, max_new_tokens=64)
+    agents = {"a": few, "b": few, "c": many, "d": few}
+    config = dataclasses.replace(config, agents=agents)
+    load = workload.Load(400, (16, 16, 64, 16))
+    # An action fills a row; 4 of them, and 4 more of "c" in a second step.
+    policy = Lanes(slices=2, lanes=4)
+    assert workload._lanes(config, policy, load) == [[4, 4], [4, 0]]
+    assert workload.microbatches(config, policy, load) == (4 + 4 + 4 + 0) / 4
+    alone = Lanes(slices=1, lanes=4)
+    assert workload._lanes(config, alone, load) == [[4, 4, 4, 4], [0, 0, 4, 0]]
+    assert workload.microbatches(config, alone, load) == 20 / 8
+
+
+def test_each_lane_has_its_own_share_of_the_head(setting, monkeypatch):
+    monkeypatch.setattr(workload, "HEAD_BLOCK", 16)
+    config, _ = setting({"packing.rows": 1, "packing.row_tokens": 640})
+    agent = config.agents["solver"]
+    agents = {"a": agent, "b": dataclasses.replace(agent, max_turns=3)}
+    config = dataclasses.replace(config, agents=agents)
+    load = workload.Load(400, (16, 64))
+    # 4 micro-batches of one block; 3 times 4 of four blocks.
+    found = workload.head_blocks(config, Lanes(slices=1, lanes=2), load)
+    assert found == (4 * 1 + 12 * 4) / 16
+    assert workload.head_blocks(config, Lanes(slices=2, lanes=2), load) == 4
+
+
+class Lanes:
+    """A policy of mode "full" on a mesh that there is no room for here."""
+
+    def __init__(self, slices, lanes):
+        self.layout, self.slices, self.ways = self, slices, 1
+        self.lanes, self.members = lanes, tuple(range(lanes))
+
+    def lane_of(self, agent):
+        return agent
 
 
 def test_every_program_has_a_use(setting):
