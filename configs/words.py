@@ -1,5 +1,6 @@
 """Word problems: SmolLM2-135M x3 with adapters, process against outcome.
 
+  python launch/train.py --config=configs/words.py --workdir=runs/words_alone
   python launch/sweep.py --sweep=configs/sweeps/words.py --workdir=runs/words
 
 The team of configs/arithmetic.py, on problems that have to be read.

@@ -12,6 +12,8 @@ knows nothing of what came of them. Leaves OUT.png, OUT.json and OUT_LABEL.md.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ flags.mark_flags_as_required(["runs", "out"])
 
 
 def habits(trajectories: Sequence[Any]) -> dict[str, Any]:
-    """Of one iteration: `success` (NaN where none was graded), `programs` (share of
+    """Of one iteration: `success` (None where none was graded), `programs` (share of
     trajectories with one that ended well) and `tokens` (of an action, by agent)."""
     from mappa_jax.rollout import success
 
@@ -40,8 +42,9 @@ def habits(trajectories: Sequence[Any]) -> dict[str, Any]:
         any(a.observation is not None and a.observation.ok for a in t.actions)
         for t in trajectories
     ]
+    found = success(trajectories)
     return {
-        "success": success(trajectories)["success"],
+        "success": found["success"] if found["graded"] else None,
         "programs": sum(ran) / len(ran),
         "tokens": {name: sum(ns) / len(ns) for name, ns in lengths.items()},
     }
@@ -72,14 +75,17 @@ def before_and_after(workdir: Path, count: int) -> tuple[str, list[tuple[Any, An
 
     Raises:
       FileNotFoundError: there are not two evaluations of the team.
+      ValueError: they have no source or not the same problems in common.
     """
     from mappa_jax.records import evaluation_path, read_evaluations, read_trajectories
 
     rows = [row for row in read_evaluations(workdir) if row["label"] == "team"]
     if len(rows) < 2:
         raise FileNotFoundError(f"--runs: {workdir} has not been evaluated twice")
-    source = next(iter(rows[0]["sources"]))
     first, last = rows[0]["step"], rows[-1]["step"]
+    source = next((s for s in rows[0]["sources"] if s in rows[-1]["sources"]), None)
+    if source is None:
+        raise ValueError(f"--runs: {workdir}: no source was graded both times")
     found = [
         {
             t.task.id: t
@@ -88,6 +94,8 @@ def before_and_after(workdir: Path, count: int) -> tuple[str, list[tuple[Any, An
         }
         for step in (first, last)
     ]
+    if found[0].keys() != found[1].keys():
+        raise ValueError(f"--runs: {workdir}: evaluated on different problems")
     said = f"{source}, after {first} and after {last} iterations"
     return said, [(t, found[1][name]) for name, t in found[0].items()][:count]
 
@@ -97,11 +105,11 @@ def reading(label: str, said: str, pairs: Sequence[tuple[Any, Any]]) -> str:
     lines = [
         f"# {label}: the first {len(pairs)} held-out problems",
         "",
-        f"{said[0].upper()}{said[1:]}; right after each one's number: whether the "
-        "answer was right.",
+        f"{said[0].upper()}{said[1:]}. Beside each one's number: the answer's score, "
+        "of 1.",
     ]
     for number, (before, after) in enumerate(pairs, start=1):
-        lines += ["", f"## {number}. {_mark(before)}, then {_mark(after)}", ""]
+        lines += ["", f"## {number}. {_score(before)}, then {_score(after)}", ""]
         lines += _quoted(f"{before.task.prompt}\n(answer: {before.task.answer})")
         for name, trajectory in (("Before", before), ("After", after)):
             lines += ["", f"### {name}"]
@@ -110,23 +118,16 @@ def reading(label: str, said: str, pairs: Sequence[tuple[Any, Any]]) -> str:
                 tokens = len(action.token_ids)
                 lines += ["", f"**{action.agent}** ({tokens} tokens{cut})", ""]
                 lines += _fenced(action.text)
-                if action.observation is not None:
-                    seen = action.observation
-                    shown = seen.stdout + seen.stderr
-                    ended = "" if seen.ok else f" (exit status {seen.exit_status})"
-                    lines += [
-                        "",
-                        f"*the program's output{ended}:*",
-                        "",
-                        *_fenced(shown),
-                    ]
+                if (seen := action.observation) is not None:
+                    ended = "" if seen.ok else f", exit status {seen.exit_status}"
+                    lines += ["", f"*the program's output{ended}*", ""]
+                    lines += _fenced(seen.stdout + seen.stderr)
     return "\n".join(lines) + "\n"
 
 
-def _mark(trajectory: Any) -> str:
-    if trajectory.outcome is None:
-        return "not graded"
-    return "right" if trajectory.outcome.score == 1.0 else "wrong"
+def _score(trajectory: Any) -> str:
+    outcome = trajectory.outcome
+    return "not graded" if outcome is None else f"{outcome.score:g}"
 
 
 def _quoted(text: str) -> list[str]:
@@ -134,7 +135,8 @@ def _quoted(text: str) -> list[str]:
 
 
 def _fenced(text: str) -> list[str]:
-    fence = "~~~~~~" if "~~~" in text else "~~~"
+    longest = max(map(len, re.findall("~+", text)), default=0)
+    fence = "~" * max(3, longest + 1)
     return [f"{fence}text", *text.strip().splitlines(), fence]
 
 
@@ -147,16 +149,16 @@ def draw(series: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> None:
 
     figure, panels = plt.subplots(1, 3, figsize=(13, 4))
     styles = ("-", "--", ":", "-.")
-    colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-    for (label, rows), colour in zip(series.items(), colours, strict=False):
+    for number, (label, rows) in enumerate(series.items()):
+        colour = f"C{number % 10}"
         steps = [row["step"] for row in rows]
-        for panel, key in zip(panels, ("success", "programs"), strict=False):
-            values = [row[key] for row in rows]
+        for panel, key in zip(panels[:2], ("success", "programs"), strict=True):
+            values = [math.nan if row[key] is None else row[key] for row in rows]
             panel.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
             panel.plot(steps, _smooth(values), color=colour, label=label)
         agents = list(rows[0]["tokens"])
         for i, agent in enumerate(agents):
-            lengths = _smooth([row["tokens"].get(agent, float("nan")) for row in rows])
+            lengths = _smooth([row["tokens"].get(agent, math.nan) for row in rows])
             style = styles[i % len(styles)]
             name = f"{label}: {agent}"
             panels[2].plot(steps, lengths, style, color=colour, label=name)
@@ -178,7 +180,7 @@ def _smooth(values: Sequence[float], width: int = 5) -> list[float]:
 
     half = width // 2
     parts = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
-    return [float(np.nanmean(p)) if np.isfinite(p).any() else np.nan for p in parts]
+    return [float(np.nanmean(p)) if np.isfinite(p).any() else math.nan for p in parts]
 
 
 def main(argv: list[str]) -> None:
@@ -189,6 +191,8 @@ def main(argv: list[str]) -> None:
     if bad := [label for label, _, where in pairs if not where]:
         raise ConfigError(f"--runs: {bad} names no folder; write LABEL=WORKDIR")
     runs = {label: Path(where) for label, _, where in pairs}
+    if len(runs) < len(pairs):
+        raise ConfigError("--runs: two runs have the same label")
     out = Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     series = {label: over_time(workdir) for label, workdir in runs.items()}

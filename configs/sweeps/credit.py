@@ -4,8 +4,9 @@
     --only=process,outcome_all,outcome_last,both,shuffled,constant
   python launch/sweep.py --sweep=configs/sweeps/credit.py --workdir=runs/credit
 
-One sweep, so that what the others are compared with, "process", runs once. The team
-starts from what launch/sft.py left in runs/warm (configs/bytes.py says how).
+The second goes on with the other conditions. One sweep, so that what all are compared
+with, "process", runs once. The team starts from what launch/sft.py left in runs/warm
+(configs/bytes.py says how).
 """
 
 TEAM = ("solver", "coder", "verifier")
@@ -21,7 +22,7 @@ CREDIT = {
     "shuffled": {"reward.shuffle": True},
     "constant": {"judge.control.constant": 5.0},
 }
-# Three times the learning rate: what the two rewards gain and lose by it.
+# The next higher learning rate: what the two rewards gain and lose by it.
 FAST = {
     f"{name}_fast": CREDIT[name]
     | {f"agents.{agent}.learning_rate": 1e-4 for agent in TEAM}

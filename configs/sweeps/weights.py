@@ -13,9 +13,12 @@ START |= {"eval.samples": 2}
 
 
 def get_sweep():
-    modes = ("full", "shared", "lora")
+    own = {mode: {"mode": mode} for mode in ("full", "shared", "lora")}
+    for rate in (1e-4, 3e-4):  # adapters take higher rates than weights
+        rates = {f"agents.{name}.learning_rate": rate for name in TEAM}
+        own[f"lora_{rate:g}"] = {"mode": "lora"} | rates
     return {
         "config": "configs/bytes.py",
-        "conditions": {mode: START | {"mode": mode} for mode in modes},
+        "conditions": {name: START | changes for name, changes in own.items()},
         "seeds": (0, 1, 2, 3, 4),
     }

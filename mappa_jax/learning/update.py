@@ -1,9 +1,9 @@
 """One compiled update for the whole team.
 
-Agents are stacked: those on different slices of the mesh are vmapped, those of one
-slice take their turns, each as long as it has tokens. Gradients are accumulated over
-micro-batches in a loop inside the program; each agent's gradient is clipped by its own
-norm and applied by Optax with its own learning rate. An agent without tokens, or with a
+Agents are stacked. Lanes (learning/batch) on different slices of the mesh are vmapped,
+those of one slice run one after another. Gradients are accumulated over micro-batches
+in a loop inside the program; each agent's gradient is clipped by its own norm and
+applied by Optax with its own learning rate. An agent without tokens, or with a
 gradient that is not finite, keeps its weights and its optimiser state. Agents of
 unlike architecture form groups (models/policy.py), each a stack, in one program.
 
@@ -587,7 +587,7 @@ def team_update(
       batch: by group: a mini-batch, [W, M, R, ...], or None.
       counts: by group, [W] int32: only the first so many micro-batches of a lane hold
         anything. The number of turns of the accumulation loop, so empty ones cost
-        nothing.
+        nothing (but see `Policy.over_lanes`).
       schedule: by group.
 
     Returns:

@@ -79,7 +79,7 @@ class Policy:
 
     @property
     def lanes(self) -> int:
-        """How many stacks of rows the update runs side by side, see learning/batch."""
+        """How many stacks of rows with a gradient of their own, see learning/batch."""
         return {"full": self.agents, "lora": self.layout.slices, "shared": 1}[self.mode]
 
     @property

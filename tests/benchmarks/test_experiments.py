@@ -292,7 +292,7 @@ def test_habits_of_an_iteration(habits):
     )
     assert found["success"] == pytest.approx(1 / 3)  # of those that were graded
     assert found["programs"] == 1 / 2
-    assert list(found["tokens"]) == ["solver", "coder"]
+    assert found["tokens"] == {"solver": 9 / 4, "coder": 8}
 
 
 def test_what_is_read_is_chosen_by_the_lists_order(habits, tmp_path):
@@ -307,10 +307,24 @@ def test_what_is_read_is_chosen_by_the_lists_order(habits, tmp_path):
     assert [before.task.id for before, _ in pairs] == ["c", "a"]
     assert [(b.outcome.score, a.outcome.score) for b, a in pairs] == [(0, 1)] * 2
     text = habits.reading("process", said, pairs)
-    assert text.count("wrong, then right") == 2
-    assert text.count("~~~~~~") == 8  # a fence that the text cannot close
+    assert text.count("0, then 1") == 2
+    assert text.count("\n~~~~\n") == 4  # ends of fences that the text cannot close
+    records.write_trajectories(records.evaluation_path(tmp_path, 4, "s"), tries[2:])
+    with pytest.raises(ValueError, match="evaluated on different problems"):
+        habits.before_and_after(tmp_path, 2)
+
+
+def test_habits_of_every_iteration_in_order(habits, tmp_path):
+    task = Task(id="a", source="s", prompt="2 + 2?", answer="4")
     with pytest.raises(FileNotFoundError, match="no trajectories of training"):
         habits.over_time(tmp_path)
+    ungraded = dataclasses.replace(try_at(task, "4", 1.0), outcome=None)
+    for step, tried in ((2, try_at(task, "4", 1.0)), (1, ungraded)):
+        records.write_trajectories(records.training_path(tmp_path, step), [tried])
+    rows = habits.over_time(tmp_path)
+    assert [(row["step"], row["success"]) for row in rows] == [(1, None), (2, 1)]
+    habits.draw({"run": rows}, tmp_path / "out.png")
+    assert (tmp_path / "out.png").stat().st_size > 10_000
 
 
 def test_means_leave_out_what_is_no_number(habits):

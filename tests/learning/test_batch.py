@@ -342,9 +342,10 @@ def test_packing_loses_and_overfills_nothing(
                 part.batch.target[s.row][own], s.action.token_ids
             )
             assert part.batch.agent[s.row] == s.agent
-            assert s.row[1] < part.counts[s.row[0]]
             seen.append(s.action.turn)
         assert max(used.values()) <= shape.packing.row_action_tokens
+        filled = [{m for w, m, _ in used if w == lane} for lane in range(lanes)]
+        assert [set(range(count)) for count in part.counts] == filled
     assert sorted(seen) == list(range(len(lengths)))
 
     values = np.random.default_rng(seed).random(packed.actions.mask.shape)

@@ -165,24 +165,36 @@ def test_sampling_uses_the_pools_agent_or_each_rows_own(
     np.testing.assert_array_equal(scales, [[3.0, 3.0]])
 
 
-@pytest.mark.parametrize(("slices", "turns"), [(1, (3, 0, 1, 2)), (2, (3, 2, 3, 2))])
+@pytest.mark.parametrize(
+    ("slices", "turns"),
+    [(1, (3, 0, 1, 2)), (2, (3, 2, 3, 2)), (4, (3, 3, 3, 3))],
+)
 def test_a_lane_turns_no_more_often_than_what_lies_beside_it(micro, slices, turns):
     config = MeshConfig(agent=slices, data=1, fsdp=1, tensor=1)
     mesh = make_mesh(config, jax.devices()[:slices])
     lora = LoRAConfig(rank=2, alpha=6.0)
     policy = Policy(micro, "full", (0, 1, 2, 3), lora, jnp.float32, mesh=mesh)
 
-    def lane(count, blocks, own):
-        turn = lambda m, seen: (seen[0] + 1, seen[1] + own[m])  # noqa: E731
+    def lane(count, blocks, own, nothing):
+        assert nothing is None
+
+        def turn(m, seen):
+            return seen[0] + 1, seen[1] + own[m]
+
         return (*jax.lax.fori_loop(0, count, turn, (0, 0.0)), blocks)
 
-    own = jnp.arange(1.0, 13.0).reshape(4, 3)
-    blocks = jnp.arange(12).reshape(4, 3)
-    counts = jnp.asarray((3, 0, 1, 2))
-    seen, sums, given = jax.jit(policy.over_lanes(lane))(counts, blocks, own)
+    own = jax.device_put(
+        np.arange(1.0, 13.0, dtype=np.float32).reshape(4, 3),
+        policy.layout.sharding("agent"),
+    )
+    blocks = np.arange(12).reshape(4, 3)
+    counts = np.array((3, 0, 1, 2))
+    seen, sums, given = jax.jit(policy.over_lanes(lane))(counts, blocks, own, None)
     np.testing.assert_array_equal(seen, turns)
-    want = [row[:n].sum() for row, n in zip(own, turns, strict=True)]
+    want = [row[:n].sum() for row, n in zip(np.asarray(own), turns, strict=True)]
     np.testing.assert_array_equal(sums, want)
-    # Lanes 0 and 2 lie side by side on two slices, and so do 1 and 3.
-    beside = {1: blocks, 2: jnp.tile(blocks[2:], (2, 1))}[slices]
-    np.testing.assert_array_equal(given, beside)
+    assert sums.sharding.is_equivalent_to(own.sharding, 1)
+    # On two slices lanes 0 and 2 lie side by side, and so do 1 and 3.
+    each = 4 // slices
+    beside = blocks.reshape(slices, each, 3).max(0)
+    np.testing.assert_array_equal(given, np.tile(beside, (slices, 1)))

@@ -279,16 +279,20 @@ def crossing(compiled, mesh):
     return sent
 
 
-def test_between_agents_nothing_crosses_but_a_few_numbers(on_mesh):
-    """Each agent on its own part of the mesh: weights, gradients and caches stay."""
-    team = on_mesh("full", (4, 2, 1, 1))
+@pytest.mark.parametrize("sizes", [(4, 2, 1, 1), (2, 2, 2, 1)])
+def test_between_agents_nothing_crosses_but_a_few_numbers(on_mesh, sizes):
+    """Agents on parts of the mesh, alone or two of them one after the other: weights,
+    gradients and caches stay."""
+    team = on_mesh("full", sizes)
     weights = sum(x.nbytes for x in jax.tree.leaves(team.state().groups)) / 4
     update_ = crossing(team.learner._run["update"], team.mesh)
     assert update_["data"] > weights / 8  # the gradient, summed over the rows' devices
     assert update_["agent"] < 1000 < weights / 8
     programs = team.engine._programs[0]._run
     assert crossing(programs["decode"], team.mesh)["agent"] < 2000
-    assert not crossing(programs["prefill/16"], team.mesh)
+    prefill = crossing(programs["prefill/16"], team.mesh)
+    assert not [axes for axes in prefill if "agent" in axes]
+    assert not prefill or sizes[2] > 1  # weights that are divided have to be fetched
 
 
 def test_rows_are_prefilled_where_their_slots_lie(on_mesh):
