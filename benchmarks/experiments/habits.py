@@ -105,8 +105,7 @@ def reading(label: str, said: str, pairs: Sequence[tuple[Any, Any]]) -> str:
     lines = [
         f"# {label}: the first {len(pairs)} held-out problems",
         "",
-        f"{said[0].upper()}{said[1:]}. Beside each one's number: the answer's score, "
-        "of 1.",
+        f"Of {said}. Beside each one's number: the answer's score, of 1.",
     ]
     for number, (before, after) in enumerate(pairs, start=1):
         lines += ["", f"## {number}. {_score(before)}, then {_score(after)}", ""]
