@@ -208,33 +208,42 @@ def gather(members: list[Any], configs: dict[str, Any], workdir: Path) -> None:
 
 
 def draw(curves: dict[str, dict[int, Any]], out: Path) -> None:
-    """Success over rollouts and over sampled tokens: means over seeds, and each."""
+    """Success over rollouts and over sampled tokens: means over seeds, with twice their
+    standard error where there are several."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
 
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True)
     titles = {"rollouts": "trajectories trained on", "tokens": "tokens sampled"}
+    done = {name: [*runs.values()] for name, runs in curves.items() if runs}
     for panel, (key, title) in zip(panels, titles.items(), strict=True):
-        colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-        for i, (name, runs) in enumerate(curves.items()):
-            if not runs:
-                continue
-            colour = colours[i % len(colours)]
-            for curve in runs.values():
-                x = getattr(curve, key)
-                panel.plot(x, curve.success, color=colour, alpha=0.25, linewidth=1)
-            least = min(len(c.success) for c in runs.values())
-            x = np.mean([getattr(c, key)[:least] for c in runs.values()], 0)
-            y = np.mean([c.success[:least] for c in runs.values()], 0)
-            label = f"{name} ({len(runs)})"
-            panel.plot(x, y, color=colour, marker="o", markersize=3, label=label)
-        panel.set(xlabel=title, ylim=(0, 1))
+        for i, (name, runs) in enumerate(done.items()):
+            least = min(len(c.success) for c in runs)
+            x = np.mean([getattr(c, key)[:least] for c in runs], 0)
+            y = np.asarray([c.success[:least] for c in runs])
+            error = 2 * y.std(0, ddof=1) / len(y) ** 0.5 if len(y) > 1 else None
+            panel.errorbar(
+                *(x + (i - len(done) / 2) * 0.003 * x[-1], y.mean(0), error),
+                color=f"C{i % 10}",
+                linestyle="-" if i < 10 else "--",
+                marker="o",
+                markersize=3,
+                capsize=2,
+                linewidth=1.2,
+                label=f"{name} ({len(y)})",
+            )
+        panel.set(xlabel=title, ylim=(0, None))
         panel.grid(alpha=0.3)
     panels[0].set(ylabel="success on held-out problems")
-    panels[1].legend(title="condition (seeds)", fontsize=8)
+    panels[1].legend(
+        title="condition (seeds)",
+        fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
     figure.tight_layout()
     figure.savefig(out, dpi=120)
     plt.close(figure)
