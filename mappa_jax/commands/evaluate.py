@@ -2,13 +2,15 @@
 
   python launch/evaluate.py --workdir=runs/quickstart
   python launch/evaluate.py --workdir=runs/quickstart --who=trained,untrained,single
+  python launch/evaluate.py --workdir=runs/quickstart --who=untrained --samples=16
 
 trained: the team at its latest checkpoint; untrained: the team as it started;
 single: one untrained agent with the whole team's token budget; blind: the trained team
 on tasks whose data files are withheld (data science only: what it gets right then, it
-has guessed). The numbers are
-avg@k and pass@k with 95% intervals bootstrapped over problems; they are appended to
-WORKDIR/evaluations.jsonl, and the trajectories kept beside the training's.
+has guessed). The numbers are avg@k and pass@k, and with several samples maj@k, what
+most of a problem's answers said, with 95% intervals bootstrapped over problems; they
+are appended to WORKDIR/evaluations.jsonl, and the trajectories kept beside the
+training's.
 """
 
 from __future__ import annotations
@@ -38,6 +40,9 @@ _MESH = flags.DEFINE_list(
     None,
     "Sizes of agent, data, fsdp, tensor, on other devices than the run's: 1,1,4,1.",
 )
+_SAMPLES = flags.DEFINE_integer(
+    "samples", None, "Tries at every problem; unset: eval.samples.", lower_bound=1
+)
 _SLOTS = flags.DEFINE_integer("slots", None, "sampler.slots, to go with it.")
 flags.adopt_module_key_flags(joining)
 flags.mark_flag_as_required("workdir")
@@ -54,6 +59,8 @@ def main(argv: list[str]) -> None:
     config = common.with_mesh(common.read_config(workdir.local), _MESH.value)
     if _SLOTS.value is not None:
         config = changed(config, {"sampler.slots": _SLOTS.value})
+    if _SAMPLES.value is not None:
+        config = changed(config, {"eval.samples": _SAMPLES.value})
     hosts = join_hosts()
     with common.progress(config, hosts) as progress:
         try:

@@ -61,17 +61,22 @@ def test_the_single_agent_may_write_as_much_as_the_team(tried):
 
 
 def test_the_same_on_other_devices(launch, cache, evaluated, tmp_path):
-    """Of a run on one device, on two."""
+    """Of a run on one device, on two; and with more samples, of which the first are the
+    same."""
     workdir = shutil.copytree(evaluated[0], tmp_path / "run")
     arguments = (f"--workdir={workdir}", f"--cache_dir={cache}", "--who=trained")
     path = evaluation_path(workdir, 1, "trained_chain_sum")
     before = [t.actions for t in read_trajectories(path)]
     devices = "--xla_force_host_platform_device_count=2"
     done = launch(
-        "evaluate.py", *arguments, "--mesh=1,1,2,1", env={"XLA_FLAGS": devices}
+        "evaluate.py",
+        *(*arguments, "--mesh=1,1,2,1", f"--samples={SAMPLES + 1}"),
+        env={"XLA_FLAGS": devices},
     )
     assert done.returncode == 0, done.stderr
-    after = [t.actions for t in read_trajectories(path)]
+    tries = read_trajectories(path)
+    assert len(tries) == PROBLEMS * (SAMPLES + 1)
+    after = [t.actions for t in tries if t.sample < SAMPLES]
     for one, other in zip(before, after, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a.token_ids, b.token_ids)
