@@ -215,6 +215,7 @@ def draw(curves: dict[str, dict[int, Any]], out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.ticker import EngFormatter
 
     figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True)
     titles = {"rollouts": "trajectories trained on", "tokens": "tokens sampled"}
@@ -236,6 +237,7 @@ def draw(curves: dict[str, dict[int, Any]], out: Path) -> None:
                 label=f"{name} ({len(y)})",
             )
         panel.set(xlabel=title, ylim=(0, None))
+        panel.xaxis.set_major_formatter(EngFormatter())
         panel.grid(alpha=0.3)
     panels[0].set(ylabel="success on held-out problems")
     panels[1].legend(
