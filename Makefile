@@ -13,6 +13,7 @@ EXPORT_VENV ?= .venv-export
 BIN := $(VENV)/bin
 CACHE ?= $(HOME)/.cache/mappa_jax
 WORKDIR ?= runs/quickstart
+JOBS ?= 2
 
 export JAX_PLATFORMS ?= cpu
 
@@ -42,8 +43,9 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py \
 	  --workdir=$(WORKDIR) --cache_dir=$(CACHE)
 
+# JOBS processes, each test file in one of them.
 test: $(VENV)/.installed check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.installed check
 	$(BIN)/python -m pytest -m slow

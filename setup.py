@@ -103,6 +103,7 @@ setup(
             "pytest",
             "pytest-asyncio",
             "pytest-timeout",
+            "pytest-xdist",
             "pyyaml",
             "ruff",
             "setuptools>=71",  # builds wheels by itself
