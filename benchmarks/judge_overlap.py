@@ -90,19 +90,15 @@ class Coding:
 
 async def measure(latency: float, count: int, pairs: int) -> dict[str, Any]:
     """Seconds of both schedules, pair by pair."""
-    import importlib.util
-
     from mappa_jax.assemble import seat_agents
     from mappa_jax.commands.assembly import assemble
     from mappa_jax.config import resolve
+    from mappa_jax.plugins import run_file
     from mappa_jax.rollout import rollout
     from mappa_jax.sampling.team import Address
     from mappa_jax.testing import Silent
 
-    spec = importlib.util.spec_from_file_location("tiny", ROOT / "configs" / "tiny.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = run_file(ROOT / "configs" / "tiny.py").get_config()
     config.data.prompts_per_step = count // 2
     config.data.samples_per_prompt = 2
     config.sampler.slots = count

@@ -47,7 +47,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -55,7 +54,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -605,20 +603,20 @@ class Bench:
 
     def _measurement(self, part: str, peer: str) -> dict[str, Any]:
         """All that a pair depends on but for the machine."""
+        from mappa_jax.versions import installed
+
         environment = PEERS[peer].environment
-        ours = ("jax", "jaxlib", "flax", "optax", "numpy")
         return {
             "part": part,
             "peer": peer,
             "sizes": dataclasses.asdict(self.sizes),
             "device": self.device,
             "cores": len(os.sched_getaffinity(0)),
+            "ours": installed(),
             "packages": [
-                *(f"{name}=={metadata.version(name)}" for name in ours),
                 *ENVIRONMENTS[environment],
                 *(ON_GPU[environment] if self.device == "gpu" else ()),
             ],
-            "python": platform.python_version(),
             "code": code_digest(),
         }
 

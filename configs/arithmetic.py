@@ -2,19 +2,23 @@
 
   python launch/train.py --config=configs/arithmetic.py --workdir=runs/arithmetic
   python launch/report.py --workdir=runs/arithmetic --out=docs/arithmetic.png
+  python launch/train.py --config=configs/arithmetic.py:words --workdir=runs/words_alone
 
 Like configs/quickstart.py, with more iterations and an evaluation on held-out
-problems before, between and after. docs/results.md has what came of it.
+problems before, between and after. With "words" on problems that have to be read, how
+many legs so many animals have (configs/sweeps/words.py). docs/results.md has what came
+of both.
 """
 
-import importlib.util
 from pathlib import Path
+
+from mappa_jax.plugins import run_file
 
 
 def get_config(arg=None):
-    if arg is not None:
-        raise ValueError(f"configs/arithmetic.py takes no argument, got {arg!r}")
-    config = _load("quickstart").get_config()
+    if arg not in (None, "words"):
+        raise ValueError(f"configs/arithmetic.py takes words or nothing, got {arg!r}")
+    config = run_file(Path(__file__).with_name("quickstart.py")).get_config()
     config.steps = 40
     config.data.train_size = 2048
     config.data.eval_size = 48
@@ -25,13 +29,15 @@ def get_config(arg=None):
     config.eval.every = 10
     config.eval.samples = 1
     config.checkpoint.every = 2
+    if arg == "words":
+        config.data.source = "reasoning_gym:leg_counting"
+        config.data.params = {
+            "leg_counting": dict(min_animals=2, max_animals=2, max_instances=9)
+        }
+        for agent in config.agents.values():
+            agent.max_new_tokens = 64
+        config.workflow.handoff_tokens = 64
+        config.sampler.prompt_buckets = (256, 384, 512)
+        config.sampler.context = 640
+        config.packing.row_tokens = 640
     return config
-
-
-def _load(name):
-    """A sibling config file as a module."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,4 +1,4 @@
-"""What a config names that lies outside the package: a user's workflow or judge."""
+"""Python files outside the package: configs, and the workflows and judges they name."""
 
 from __future__ import annotations
 
@@ -45,6 +45,20 @@ def load_object(place: str, key: str) -> Any:
 
 def _imported(name: str) -> ModuleType:
     return importlib.import_module(name)
+
+
+def run_file(path: str | Path) -> ModuleType:
+    """A config or sweep file as a module, which nothing else can import: it runs again
+    at every call.
+
+    Raises:
+      OSError: it cannot be read.
+      Exception: whatever it raises.
+    """
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _from_file(path: str) -> ModuleType:

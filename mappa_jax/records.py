@@ -40,6 +40,14 @@ def training_path(workdir: str | os.PathLike[str], step: int) -> pathlib.Path:
     return pathlib.Path(workdir) / "trajectories" / f"step_{step:06d}.jsonl"
 
 
+def training_files(
+    workdir: str | os.PathLike[str],
+) -> list[tuple[int, pathlib.Path]]:
+    """Every training iteration's number and file, in order."""
+    found = (pathlib.Path(workdir) / "trajectories").glob("step_*.jsonl")
+    return sorted((int(path.stem.removeprefix("step_")), path) for path in found)
+
+
 def evaluation_path(
     workdir: str | os.PathLike[str], step: int, source: str
 ) -> pathlib.Path:

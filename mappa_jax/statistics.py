@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from mappa_jax.types import Trajectory
 
-_RIGHT = 1.0 - 1e-6  # a scorer may give partial credit; pass@k counts full marks
+RIGHT = 1.0 - 1e-6  # a scorer may give partial credit; right are full marks
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> np.ndarray:
@@ -200,7 +200,7 @@ def _summary(
     summary = mean_estimate([row.mean() for row in rows], resamples, seed)
     summary |= {"problems": len(rows), "samples": sum(row.size for row in rows)}
     passed = [
-        float(pass_at_k(row.size, int((row >= _RIGHT).sum()), k))
+        float(pass_at_k(row.size, int((row >= RIGHT).sum()), k))
         for row in rows
         if row.size >= k
     ]

@@ -14,7 +14,6 @@ first condition is what the others are compared with.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import math
 import re
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mappa_jax.config import ConfigError
+from mappa_jax.plugins import run_file
 from mappa_jax.records import read_evaluations, read_rows
 
 KEYS = {"config", "conditions", "seeds"}
@@ -67,9 +67,7 @@ def load_sweep(path: str | Path) -> list[Member]:
     path = Path(path)
     if not path.exists():
         raise ConfigError(f"--sweep={path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = run_file(path)
     if not hasattr(module, "get_sweep"):
         raise ConfigError(f"{path}: has no get_sweep()")
     found = module.get_sweep()

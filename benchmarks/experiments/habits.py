@@ -1,7 +1,7 @@
 """What a team does differently after training: tools, lengths, success; and examples.
 
   python benchmarks/experiments/habits.py --out=docs/experiments/words \\
-    --runs=process=runs/words/process/seed_0,outcome=runs/words/outcome/seed_0
+    --runs=process=runs/words/process/seed_0,outcome=runs/words/outcome_all/seed_0
 
 Of every iteration, for each run: how many trajectories had a program that ran to its
 end, tokens of an action by agent, success. Then the --read first problems of the
@@ -56,15 +56,12 @@ def over_time(workdir: Path) -> list[dict[str, Any]]:
     Raises:
       FileNotFoundError: the run has left no trajectories.
     """
-    from mappa_jax.records import read_trajectories
+    from mappa_jax.records import read_trajectories, training_files
 
-    paths = sorted((workdir / "trajectories").glob("step_*.jsonl"))
-    if not paths:
+    found = training_files(workdir)
+    if not found:
         raise FileNotFoundError(f"--runs: {workdir} holds no trajectories of training")
-    return [
-        {"step": int(path.stem.removeprefix("step_"))} | habits(read_trajectories(path))
-        for path in paths
-    ]
+    return [{"step": step} | habits(read_trajectories(path)) for step, path in found]
 
 
 def before_and_after(workdir: Path, count: int) -> tuple[str, list[tuple[Any, Any]]]:

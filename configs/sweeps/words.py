@@ -6,7 +6,7 @@ python launch/sweep.py --sweep=configs/sweeps/words.py --workdir=runs/words
 
 def get_sweep():
     return {
-        "config": "configs/words.py",
+        "config": "configs/arithmetic.py:words",
         "conditions": {
             "process": {},
             "outcome_all": {"reward.outcome_only": True},

@@ -438,8 +438,8 @@ def read_training(workdir: Path, steps: str) -> list[Any]:
 
     chosen = parse_steps("steps", steps) if steps else range(10**9)
     out = []
-    for path in sorted((workdir / "trajectories").glob("step_*.jsonl")):
-        if int(path.stem.removeprefix("step_")) in chosen:
+    for step, path in records.training_files(workdir):
+        if step in chosen:
             out += records.read_trajectories(path)
     if not out:
         raise ConfigError(

@@ -16,7 +16,6 @@ sweep.csv (every held-out result) and sweep.png.
 from __future__ import annotations
 
 import csv
-import importlib.util
 import shlex
 import signal
 import subprocess
@@ -80,13 +79,11 @@ def resolved(member: Any) -> Any:
     """
     from mappa_jax.assemble import seat_agents
     from mappa_jax.config import ConfigError, resolve
+    from mappa_jax.plugins import run_file
 
     file, _, argument = member.config.partition(":")
     try:
-        spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config(*([argument] if argument else []))
+        config = run_file(file).get_config(*([argument] if argument else []))
         config.update_from_flattened_dict(dict(member.overrides))
         return seat_agents(resolve(config))
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as e:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mappa_jax.statistics import RIGHT
 from mappa_jax.types import Missing, Trajectory, Verdict
 
 EXTREMES = (0.0, 10.0)
@@ -161,7 +162,7 @@ def auc_error(right: int, wrong: int) -> float:
 def _against_outcome(rows: list[Scored]) -> dict[str, Any]:
     scores = np.asarray([row.score for row in rows])
     outcomes = np.asarray([row.outcome for row in rows])
-    right = outcomes >= 1.0 - 1e-6
+    right = outcomes >= RIGHT
     return {
         "actions": len(rows),
         "auc": auc(scores, right),

@@ -528,10 +528,8 @@ def group_logprobs(policy: Policy, trainable, base, batch: TrainBatch, counts):
 
         return _map_some(one, rows, count)
 
-    blocks = objective.head_blocks(policy, batch.mask)
-    over = policy.over_lanes(lane)
     own = policy.in_lanes(trainable)
-    return over(counts, blocks, own, _lane_scales(policy), batch)
+    return _by_lane(policy, lane, batch, counts, own, _lane_scales(policy))
 
 
 @jax.named_scope("reference")
@@ -546,9 +544,17 @@ def reference_logprobs(policy: Policy, frozen, batch: TrainBatch, counts) -> jax
 
         return _map_some(one, rows, count)
 
-    blocks = objective.head_blocks(policy, batch.mask)
     own = frozen if stacked else None
-    return policy.over_lanes(lane)(counts, blocks, own, batch)
+    return _by_lane(policy, lane, batch, counts, own)
+
+
+def _by_lane(
+    policy: Policy, lane: Callable, batch: TrainBatch, counts, *own: Any
+) -> Any:
+    """`lane(count, blocks, *own, rows)` of every lane: `own` and rows are the lane's,
+    blocks as `objective.head_blocks` counts them."""
+    blocks = objective.head_blocks(policy, batch.mask)
+    return policy.over_lanes(lane)(counts, blocks, *own, batch)
 
 
 def _lane_scales(policy: Policy) -> jax.Array | None:
@@ -643,11 +649,9 @@ def group_gradient(
             policy, config, own, scales, beta, base, rows, count, blocks
         )
 
-    blocks = objective.head_blocks(policy, batch.mask)
     own = policy.in_lanes(state.trainable)
-    grads, sums = policy.over_lanes(lane)(
-        counts, blocks, own, _lane_scales(policy), batch
-    )
+    scales = _lane_scales(policy)
+    grads, sums = _by_lane(policy, lane, batch, counts, own, scales)
     # Sums are per lane and agent; an agent's own lane holds all that it has.
     return policy.out_of_lanes(grads), {k: v.sum(0) for k, v in sums.items()}
 

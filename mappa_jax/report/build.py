@@ -93,8 +93,7 @@ class Builder:
         )
 
     def _digest(self, file: RecordFile) -> Digest:
-        credit = file.path.with_name(records.credit_path("", file.step).name)
-        stamp = (_stamp(file.path), _stamp(credit))
+        stamp = (_stamp(file.path), _stamp(file.credit))
         known = self._known.get(file.key)
         if known is None or known[0] != stamp:
             known = (stamp, read_digest(file, self._pieces))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mappa_jax.report.index import RIGHT
+from mappa_jax.statistics import RIGHT
 from mappa_jax.types import Action, Missing, Observation, Trajectory, Verdict
 
 # (agent, token ids) -> the text of each id, or None where it is not known.

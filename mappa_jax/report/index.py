@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mappa_jax.report.workdir import RunFiles
+from mappa_jax.statistics import RIGHT
 from mappa_jax.types import Missing, Observation, Trajectory, Verdict
 
 FORMAT = 1  # of the blocks
 CHUNK = 16  # episodes that are read together
-RIGHT = 1.0 - 1e-6  # as statistics.py and judges/health.py count
 HALF = 5.0  # a judge that gives as much calls the answer right, unless it says so
 TINY = 1e-6  # an advantage that moves nothing
 SIGNIFICANT = 4  # digits of a number that is only looked at

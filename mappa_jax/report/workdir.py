@@ -35,6 +35,11 @@ class RecordFile:
     set: str
     step: int
 
+    @property
+    def credit(self) -> Path:
+        """Where the credit of a training iteration lies, if it was recorded."""
+        return self.path.with_name(records.credit_path("", self.step).name)
+
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
@@ -135,8 +140,7 @@ def read_credit(file: RecordFile, trajectories: list[Trajectory]) -> list[Any]:
     Raises:
       RecordError: the file beside `file` is damaged, or is of other trajectories.
     """
-    path = records.credit_path("", file.step)
-    path = file.path.with_name(path.name)
+    path = file.credit
     if file.set != TRAINING or not path.exists():
         return [None] * len(trajectories)
     rows = read_rows(path, ("task", "sample", "actions"))
